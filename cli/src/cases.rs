@@ -1,0 +1,108 @@
+//! Case files: inputs and exact outputs of PyTorch's operators (format "fbgemm-cases-1").
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+
+/// The format that this version reads.
+pub const FORMAT: &str = "fbgemm-cases-1";
+
+/// A case file's bytes, parsed.
+pub struct CaseFile<'a> {
+    tensors: SafeTensors<'a>,
+    metadata: HashMap<String, String>,
+}
+
+/// One case: an operator's name and parameters, and its tensors.
+pub struct Case<'a> {
+    /// Its name in the file.
+    pub name: String,
+    /// The operator.
+    pub op: String,
+    tensors: BTreeMap<String, TensorView<'a>>,
+}
+
+impl<'a> CaseFile<'a> {
+    /// Parses a file's bytes.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        match metadata.get("format").map(String::as_str) {
+            Some(FORMAT) => {}
+            other => return Err(format!("its format is {other:?}, expected {FORMAT:?}")),
+        }
+        let tensors = SafeTensors::deserialize(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
+        Ok(Self { tensors, metadata })
+    }
+
+    /// The kind of CPU that the cases were made on: FBGEMM's own word for it where the file has it, else PyTorch's.
+    pub fn cpu(&self) -> Option<&str> {
+        self.metadata.get("fbgemm_isa").or_else(|| self.metadata.get("cpu")).map(String::as_str)
+    }
+
+    /// Whether FBGEMM never clamped sums of two products where the cases were made (`None`: the file doesn't tell, as
+    /// PyTorch's "AVX512" is with or without VNNI).
+    pub fn pairs_were_exact(&self) -> Option<bool> {
+        match self.metadata.get("fbgemm_isa").map(String::as_str) {
+            Some("AVX512_E1" | "AVX512_E1_256") => Some(true),
+            Some("AVX2" | "AVX512" | "AVX512_256") => Some(false),
+            _ => (self.metadata.get("cpu")? == "AVX2").then_some(false),
+        }
+    }
+
+    /// The cases in order of their names.
+    pub fn cases(&self) -> Result<Vec<Case<'a>>, String> {
+        let mut cases: BTreeMap<String, Case<'a>> = BTreeMap::new();
+        for (full, tensor) in self.tensors.tensors() {
+            let (case, name) =
+                full.rsplit_once('/').ok_or_else(|| format!("tensor {full:?} has no case, expected <case>/<name>"))?;
+            if !cases.contains_key(case) {
+                let about = self.metadata.get(case).ok_or_else(|| format!("case {case:?} has no metadata"))?;
+                let parameters: serde_json::Value =
+                    serde_json::from_str(about).map_err(|e| format!("case {case:?}: its metadata is no JSON: {e}"))?;
+                let op = parameters["op"].as_str().ok_or_else(|| format!("case {case:?} names no op"))?.to_string();
+                let new = Case { name: case.to_string(), op, tensors: BTreeMap::new() };
+                cases.insert(case.to_string(), new);
+            }
+            cases.get_mut(case).expect("inserted above").tensors.insert(name.to_string(), tensor);
+        }
+        Ok(cases.into_values().collect())
+    }
+}
+
+/// A number type that case files store.
+pub trait Element: Sized {
+    /// Its safetensors type.
+    const DTYPE: Dtype;
+    /// From little-endian bytes.
+    fn read(bytes: &[u8]) -> Self;
+}
+
+macro_rules! element {
+    ($($rust:ty = $dtype:ident),*) => {$(
+        impl Element for $rust {
+            const DTYPE: Dtype = Dtype::$dtype;
+            fn read(bytes: &[u8]) -> Self {
+                <$rust>::from_le_bytes(bytes.try_into().expect("chunks of the type's size"))
+            }
+        }
+    )*};
+}
+element!(f32 = F32, f64 = F64, i8 = I8, i32 = I32, i64 = I64);
+
+impl Case<'_> {
+    /// Whether the case has this tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// A tensor's shape and values.
+    pub fn tensor<T: Element>(&self, name: &str) -> Result<(Vec<usize>, Vec<T>), String> {
+        let tensor = self.tensors.get(name).ok_or_else(|| format!("case {:?} has no tensor {name:?}", self.name))?;
+        if tensor.dtype() != T::DTYPE {
+            let (given, expected) = (tensor.dtype(), T::DTYPE);
+            return Err(format!("case {:?}: {name} is {given:?}, expected {expected:?}", self.name));
+        }
+        let values = tensor.data().chunks_exact(size_of::<T>()).map(T::read).collect();
+        Ok((tensor.shape().to_vec(), values))
+    }
+}

@@ -1,0 +1,81 @@
+//! `fbgemm info`: which FBGEMM this is, and what it uses on this CPU.
+
+use crate::Exit;
+use serde_json::json;
+
+/// Prints it; the exit says whether the CPU is supported.
+pub fn run(as_json: bool) -> Exit {
+    let support = fbgemm::cpu_support();
+    let provider = fbgemm::provider();
+    let limit = std::env::var("FBGEMM_ENABLE_INSTRUCTIONS").ok();
+    if as_json {
+        println!(
+            "{}",
+            json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "provider": provider.as_ref().map(|p| p.name),
+                "fbgemm_version": provider.as_ref().map(|p| p.version),
+                "root": provider.as_ref().map(|p| p.root),
+                "library": provider.as_ref().map(|p| p.library.clone()),
+                "cpu": cpu_name(),
+                "cpu_features": cpu_features(),
+                "isa": support.as_ref().ok().map(|isa| isa.variable()),
+                "sums_pairs_exactly": support.as_ref().ok().map(|isa| isa.sums_pairs_exactly()),
+                "limited_to": limit,
+                "error": support.as_ref().err().map(|e| e.to_string()),
+            })
+        );
+    } else {
+        let line = |name: &str, value: &str| println!("{name:<16} {value}");
+        line("fbgemm crate", env!("CARGO_PKG_VERSION"));
+        match &provider {
+            Some(p) => {
+                let version = if p.version == "unknown" { "unknown (its headers are not 1.7.0's)" } else { p.version };
+                line("FBGEMM", version);
+                line("provider", &format!("{} ({})", p.name, p.root));
+                line("library", &p.library);
+            }
+            None => line("FBGEMM", "none in this build"),
+        }
+        line("CPU", &cpu_name());
+        line("it has", &cpu_features().join(", "));
+        match &support {
+            Ok(isa) => {
+                let sums = if isa.sums_pairs_exactly() { "exact" } else { "clamped to 16 bits, as PyTorch's here" };
+                line("FBGEMM uses", &format!("{isa} (sums of two products: {sums})"));
+            }
+            Err(_) => line("FBGEMM uses", "nothing: see the error"),
+        }
+        if let Some(limit) = limit {
+            line("limited by", &format!("FBGEMM_ENABLE_INSTRUCTIONS={limit}"));
+        }
+    }
+    match support {
+        Ok(_) => Exit::Done,
+        Err(e) => Exit::refused(&e),
+    }
+}
+
+/// The CPU's own name, as the kernel tells it.
+pub fn cpu_name() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
+    name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.to_string())
+}
+
+/// What it has of the features that FBGEMM chooses by.
+fn cpu_features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let features = [
+        ("AVX2", is_x86_feature_detected!("avx2")),
+        ("FMA", is_x86_feature_detected!("fma")),
+        ("AVX512F", is_x86_feature_detected!("avx512f")),
+        ("AVX512BW", is_x86_feature_detected!("avx512bw")),
+        ("AVX512DQ", is_x86_feature_detected!("avx512dq")),
+        ("AVX512VL", is_x86_feature_detected!("avx512vl")),
+        ("AVX512VNNI", is_x86_feature_detected!("avx512vnni")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let features: [(&'static str, bool); 0] = [];
+    features.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect()
+}

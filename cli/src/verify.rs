@@ -1,0 +1,218 @@
+//! `fbgemm verify`: PyTorch's cases through the public API, compared bit for bit.
+
+use crate::Exit;
+use crate::cases::{Case, CaseFile, Element};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// FBGEMM reads it once, so another value takes another process.
+const LIMIT: &str = "FBGEMM_ENABLE_INSTRUCTIONS";
+
+/// How an operator's cases of one file came out.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    /// The first difference of each failed case.
+    differences: Vec<String>,
+}
+
+/// Checks the files, prints a line for each operator of each, and says how it went.
+pub fn run(files: &[PathBuf], as_json: bool) -> Exit {
+    let isa = match fbgemm::cpu_support() {
+        Ok(isa) => isa,
+        Err(e) => return Exit::refused(&e),
+    };
+    let (mut reports, mut bad_file, mut passed, mut failed) = (Vec::new(), false, 0, 0);
+    for file in files {
+        match check_file(file, isa) {
+            Ok(report) => {
+                for op in report["ops"].as_array().into_iter().flatten() {
+                    passed += op["passed"].as_u64().unwrap_or(0);
+                    failed += op["failed"].as_u64().unwrap_or(0);
+                }
+                if !as_json {
+                    print_report(&report);
+                }
+                reports.push(report);
+            }
+            Err(e) => {
+                bad_file = true;
+                eprintln!("error: {}: {e}", file.display());
+                reports.push(json!({"file": file.display().to_string(), "error": e}));
+            }
+        }
+    }
+    if as_json {
+        println!("{}", json!({"isa": isa.variable(), "files": reports}));
+    }
+    match (bad_file, failed == 0 && passed > 0) {
+        (true, _) => Exit::BadInput,
+        (_, true) => Exit::Done,
+        (_, false) => Exit::CheckFailed,
+    }
+}
+
+fn print_report(report: &Value) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+    let file = text(&report["file"]);
+    for note in report["notes"].as_array().into_iter().flatten() {
+        println!("{file}: note: {}", text(note));
+    }
+    for op in report["ops"].as_array().into_iter().flatten() {
+        for difference in op["differences"].as_array().into_iter().flatten() {
+            println!("  {}", text(difference));
+        }
+        print!("{file}: {}: {} passed, {} failed", text(&op["op"]), op["passed"], op["failed"]);
+        match op["skipped"].as_u64() {
+            Some(n) if n > 0 => println!(", {n} skipped"),
+            _ => println!(),
+        }
+    }
+}
+
+fn check_file(path: &Path, isa: fbgemm::Isa) -> Result<Value, String> {
+    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    let file = CaseFile::parse(&bytes)?;
+    let mut notes = Vec::new();
+    let made = file.cpu().unwrap_or("an unknown CPU");
+    // What decides the bits is whether FBGEMM's kernels clamp sums of two products.
+    match (file.pairs_were_exact(), isa.sums_pairs_exactly()) {
+        (Some(false), true) if std::env::var_os(LIMIT).is_none() => {
+            let mut report = in_limited_process(path, made)?;
+            report["notes"] =
+                json!([format!("made on {made}: FBGEMM was limited to it here, where it would use {isa}")]);
+            return Ok(report);
+        }
+        (Some(exact), here) if exact != here => {
+            notes.push(format!("made on {made}, compared on {isa}: sums that saturate without VNNI differ"));
+        }
+        (None, _) => notes.push(format!("made on {made}, compared on {isa}")),
+        _ => {}
+    }
+    let mut ops: BTreeMap<String, Tally> = BTreeMap::new();
+    for case in file.cases()? {
+        let tally = ops.entry(case.op.clone()).or_default();
+        match check_case(&case)? {
+            None => tally.skipped += 1,
+            Some(Ok(())) => tally.passed += 1,
+            Some(Err(difference)) => {
+                tally.failed += 1;
+                tally.differences.push(format!("case {}: {difference}", case.name));
+            }
+        }
+    }
+    let ops: Vec<Value> = ops
+        .into_iter()
+        .map(|(op, t)| {
+            json!({"op": op, "passed": t.passed, "failed": t.failed, "skipped": t.skipped, "differences": t.differences})
+        })
+        .collect();
+    Ok(json!({"file": path.display().to_string(), "notes": notes, "ops": ops}))
+}
+
+/// This program's answer for one file with FBGEMM limited to a lesser instruction set.
+fn in_limited_process(path: &Path, isa: &str) -> Result<Value, String> {
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let output = Command::new(program)
+        .args(["verify", "--json"])
+        .arg(path)
+        .env(LIMIT, isa)
+        .output()
+        .map_err(|e| format!("a process limited to {isa} can't be started: {e}"))?;
+    let mut report: Value = serde_json::from_slice(&output.stdout).map_err(|_| {
+        format!("a process limited to {isa} failed: {}", String::from_utf8_lossy(&output.stderr).trim())
+    })?;
+    match report["files"][0].take() {
+        Value::Object(file) if !file.contains_key("error") => Ok(Value::Object(file)),
+        other => Err(other["error"].as_str().unwrap_or("no answer").to_string()),
+    }
+}
+
+/// `None` for what this version does not have or what PyTorch gave no output for; else the first difference.
+fn check_case(case: &Case) -> Result<Option<Result<(), String>>, String> {
+    match case.op.as_str() {
+        "linear_int8_weight" => linear_int8_weight(case),
+        _ => Ok(None),
+    }
+}
+
+fn linear_int8_weight(case: &Case) -> Result<Option<Result<(), String>>, String> {
+    const EXPECTED: [&str; 5] = ["q_weight", "col_offsets", "scale", "zero_point", "output"];
+    if !EXPECTED.iter().any(|name| case.has(name)) {
+        return Ok(None);
+    }
+    let (shape, weight) = case.tensor::<f32>("weight")?;
+    let [n, k] = shape[..] else {
+        return Err(format!("case {:?}: weight has shape {shape:?}, expected 2 dimensions", case.name));
+    };
+    let (input_shape, input) = case.tensor::<f32>("input")?;
+    let (_, bias) = case.tensor::<f32>("bias")?;
+    let compare = || -> Result<Result<(), String>, fbgemm::Error> {
+        let quantized = fbgemm::quantize_weight(&weight, n, k)?;
+        let packed = fbgemm::pack_matrix(quantized.data(), k, n)?;
+        let output = fbgemm::linear_int8_weight(&input, &quantized, &packed, Some(&bias))?;
+        let mut output_shape = input_shape.clone();
+        output_shape.pop();
+        output_shape.push(n);
+        Ok(same(case, "q_weight", &[n, k], quantized.data())
+            .and_then(|()| same(case, "col_offsets", &[n], quantized.col_offsets()))
+            .and_then(|()| same(case, "scale", &[1], &[f64::from(quantized.scale())]))
+            .and_then(|()| same(case, "zero_point", &[1], &[i64::from(quantized.zero_point())]))
+            .and_then(|()| same(case, "output", &output_shape, &output)))
+    };
+    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
+}
+
+/// The first difference, by bits, between a tensor that the case expects and ours. What it doesn't have is right.
+fn same<T: Element + Bits>(case: &Case, name: &str, shape: &[usize], ours: &[T]) -> Result<(), String> {
+    if !case.has(name) {
+        return Ok(());
+    }
+    let (expected_shape, expected) = case.tensor::<T>(name)?;
+    if expected_shape != shape {
+        return Err(format!("{name} has shape {shape:?}, expected {expected_shape:?}"));
+    }
+    match expected.iter().zip(ours).position(|(a, b)| a.bits() != b.bits()) {
+        None => Ok(()),
+        Some(at) => {
+            let index: Vec<String> = index_of(at, shape).iter().map(usize::to_string).collect();
+            let (expected, ours) = (&expected[at], &ours[at]);
+            let (a, b) = (expected.bits(), ours.bits());
+            Err(format!("{name}[{}] is {ours} (bits {b:x}), expected {expected} (bits {a:x})", index.join(",")))
+        }
+    }
+}
+
+fn index_of(mut at: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index: Vec<usize> = shape.iter().rev().map(|&size| (at % size, at /= size).0).collect();
+    index.reverse();
+    index
+}
+
+/// A value's bits, for comparison: NaNs with other bits differ, as do the two zeros.
+trait Bits: Display {
+    fn bits(&self) -> u64;
+}
+
+macro_rules! bits {
+    ($($rust:ty: $x:ident => $bits:expr),*) => {$(
+        impl Bits for $rust {
+            fn bits(&self) -> u64 {
+                let $x = *self;
+                $bits
+            }
+        }
+    )*};
+}
+bits!(
+    f32: x => x.to_bits().into(),
+    f64: x => x.to_bits(),
+    i8: x => (x as u8).into(),
+    i32: x => (x as u32).into(),
+    i64: x => x as u64
+);

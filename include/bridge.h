@@ -1,0 +1,97 @@
+// The C++ half of the bridge: the FBGEMM calls that PyTorch's int8 linear operators make.
+//
+// Callers are src/ffi.rs alone, which has checked every length, dimension and pointer before.
+#pragma once
+
+#include <fbgemm/Fbgemm.h>
+#include <fbgemm/QuantUtils.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+
+#include "rust/cxx.h"
+
+namespace rust::behavior {
+// Instead of cxx's own, which lets what is not a std::exception end the process.
+template <typename Try, typename Fail>
+static void trycatch(Try&& attempt, Fail&& fail) noexcept try {
+  attempt();
+} catch (const std::exception& e) {
+  fail(e.what());
+} catch (...) {
+  fail("a C++ exception that is not a std::exception");
+}
+}  // namespace rust::behavior
+
+namespace fbgemm_rs {
+
+/// An int8 weight matrix, packed for the instruction set that FBGEMM uses in this process. Read-only once built.
+class PackedWeight {
+ public:
+  /// `weight` has n rows of k.
+  PackedWeight(const std::int8_t* weight, std::int32_t n, std::int32_t k);
+  ~PackedWeight();
+  PackedWeight(const PackedWeight&) = delete;
+  PackedWeight& operator=(const PackedWeight&) = delete;
+
+  std::size_t bytes() const noexcept { return bytes_; }
+  fbgemm::PackBMatrix<std::int8_t>& matrix() const noexcept { return matrix_; }
+
+ private:
+  struct Free {
+    void operator()(std::int8_t* memory) const noexcept;
+  };
+  std::size_t bytes_;
+  std::unique_ptr<std::int8_t, Free> memory_;
+  // Mutable because fbgemmPacked takes a non-const reference, though it only reads.
+  mutable fbgemm::PackBMatrix<std::int8_t> matrix_;
+};
+
+/// Whether FBGEMM supports this CPU. To be called before anything else: it initializes cpuinfo.
+bool supported_cpu();
+fbgemm::inst_set_t instruction_set();
+/// FBGEMM's default blocking of the u8×s8 → s32 GEMM for an instruction set.
+fbgemm::BlockingFactors blocking(fbgemm::inst_set_t isa);
+/// The file that FBGEMM was loaded from.
+rust::String library_path();
+
+fbgemm::TensorQuantizationParams choose_quantization_params(
+    float min, float max, std::int32_t qmin, std::int32_t qmax);
+/// `to` is as long as `from`.
+void quantize_int8(
+    rust::Slice<const float> from,
+    rust::Slice<std::int8_t> to,
+    fbgemm::TensorQuantizationParams params);
+
+std::unique_ptr<PackedWeight> pack(
+    rust::Slice<const std::int8_t> weight, std::int32_t n, std::int32_t k);
+std::size_t packed_bytes(const PackedWeight& packed) noexcept;
+/// How many PackedWeight are alive in this process.
+std::size_t live_packed_weights() noexcept;
+
+/// Thread `task` of `tasks` of output[m, n] = dequantize(quantize(input) · weightᵀ) + bias. Tasks write disjoint
+/// parts of `output` and `accumulators` (each m × n). `pack_buffer` (MCB·KCB bytes) and `row_offsets` (MCB) are
+/// this task's own. An empty `bias` is none.
+void linear_int8(
+    rust::Slice<const float> input,
+    std::int32_t m,
+    std::int32_t n,
+    std::int32_t k,
+    fbgemm::TensorQuantizationParams input_params,
+    const PackedWeight& weight,
+    fbgemm::TensorQuantizationParams weight_params,
+    rust::Slice<const std::int32_t> col_offsets,
+    rust::Slice<const float> bias,
+    float* output,
+    std::int32_t* accumulators,
+    std::uint8_t* pack_buffer,
+    std::int32_t* row_offsets,
+    std::int32_t task,
+    std::int32_t tasks);
+
+/// Throws what is not a std::exception: the test of the bridge's own catch.
+void throw_unusual();
+
+}  // namespace fbgemm_rs

@@ -1,0 +1,182 @@
+//! The crate's one error type: a variant per cause, a message with what was given and what was expected.
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that this crate refuses. Nothing here is a wrong answer: an operation gives PyTorch's bits or one of
+/// these.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// The crate was built without FBGEMM: for a target that has none, or for documentation alone.
+    #[error("this build has no FBGEMM: it was made for {target}, expected x86_64 Linux with glibc and a provider")]
+    UnsupportedTarget {
+        /// The target's architecture and operating system.
+        target: &'static str,
+    },
+
+    /// The CPU lacks what FBGEMM's kernels need.
+    #[error(
+        "FBGEMM does not support this CPU: it lacks {missing}, expected at least AVX2 and FMA; a virtual machine \
+         or emulator may hide what the real CPU has (let it pass the host's CPU model through)"
+    )]
+    UnsupportedCpu {
+        /// The first missing feature.
+        missing: &'static str,
+    },
+
+    /// FBGEMM uses an instruction set that this crate does not know.
+    #[error("FBGEMM chose an instruction set that this crate does not know (number {given}), expected an x86 one")]
+    UnknownInstructionSet {
+        /// FBGEMM's `inst_set_t` value.
+        given: i32,
+    },
+
+    /// FBGEMM was told to use another instruction set after the weight was packed.
+    #[error("the matrix was packed for {packed}, but FBGEMM now uses {now}: pack it again")]
+    InstructionSetChanged {
+        /// What the matrix was packed for.
+        packed: crate::Isa,
+        /// What FBGEMM uses now.
+        now: crate::Isa,
+    },
+
+    /// A dimension is 0 that must not be.
+    #[error("{what} is 0, expected at least 1")]
+    ZeroDimension {
+        /// The dimension's name.
+        what: &'static str,
+    },
+
+    /// A slice has another length than its shape says.
+    #[error("{what} has {given} elements, expected {expected}")]
+    WrongLength {
+        /// Which argument.
+        what: &'static str,
+        /// Its length.
+        given: usize,
+        /// The length that the shape asks for.
+        expected: usize,
+    },
+
+    /// The input is not a whole number of rows.
+    #[error("input has {given} elements, expected a multiple of in_features, {in_features}")]
+    PartialRow {
+        /// The input's length.
+        given: usize,
+        /// The row's length.
+        in_features: usize,
+    },
+
+    /// A size exceeds FBGEMM's 32-bit addressing (or `usize`).
+    #[error("{what} of {rows} by {columns} is too large: FBGEMM addresses at most {limit} elements")]
+    TooLarge {
+        /// Which matrix.
+        what: &'static str,
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        columns: usize,
+        /// The largest number of elements.
+        limit: usize,
+    },
+
+    /// A weight or an input is NaN or infinite; PyTorch would compute garbage without a word.
+    #[error("{what}[{index}] is {value}, expected a finite number")]
+    NotFinite {
+        /// Which argument.
+        what: &'static str,
+        /// The first such element.
+        index: usize,
+        /// Its value.
+        value: f32,
+    },
+
+    /// A stored scale is not a positive finite number.
+    #[error("scale is {given}, expected a positive finite number")]
+    InvalidScale {
+        /// The scale.
+        given: f32,
+    },
+
+    /// A stored zero point is outside the range of int8.
+    #[error("zero_point is {given}, expected -128 to 127")]
+    InvalidZeroPoint {
+        /// The zero point.
+        given: i32,
+    },
+
+    /// Stored column offsets are not those of the weight they came with.
+    #[error("col_offsets[{index}] is {given}, expected {expected} for this weight")]
+    ForeignColOffsets {
+        /// The first output feature that differs.
+        index: usize,
+        /// The stored offset.
+        given: i32,
+        /// The weight's offset.
+        expected: i32,
+    },
+
+    /// The packed matrix was made from another weight than the one it is used with.
+    #[error(
+        "the packed matrix belongs to another weight: {packed_out}x{packed_in} packed, {weight_out}x{weight_in} \
+         given (out_features x in_features; the same shape means other values)"
+    )]
+    ForeignPackedMatrix {
+        /// The packed matrix's `out_features`.
+        packed_out: usize,
+        /// The packed matrix's `in_features`.
+        packed_in: usize,
+        /// The weight's `out_features`.
+        weight_out: usize,
+        /// The weight's `in_features`.
+        weight_in: usize,
+    },
+
+    /// The rows are so long and their values so large that an int32 sum could wrap around, as PyTorch lets it. Not
+    /// below 26,423 in_features.
+    #[error(
+        "an int32 sum of this weight with this input can reach {bound} in magnitude, expected at most 2147483647: it \
+         could wrap around; split in_features over several layers"
+    )]
+    AccumulatorOverflow {
+        /// The largest magnitude that a sum can have.
+        bound: u64,
+    },
+
+    /// The product of the input's and the weight's scale is not finite, so neither are the outputs.
+    #[error("the input's scale {input} times the weight's scale {weight} is not finite: the values are too large")]
+    ScaleOverflow {
+        /// The input's scale.
+        input: f32,
+        /// The weight's scale.
+        weight: f32,
+    },
+
+    /// The number of tasks is outside what one call can be split into.
+    #[error("tasks is {given}, expected 1 to {limit}")]
+    InvalidTasks {
+        /// The number of tasks.
+        given: usize,
+        /// The largest number.
+        limit: usize,
+    },
+
+    /// The caller's executor returned before it had run every task: the output is incomplete.
+    #[error("the executor ran {ran} of {tasks} tasks, expected all: the output is incomplete")]
+    TasksLeft {
+        /// How many ran.
+        ran: usize,
+        /// How many there were.
+        tasks: usize,
+    },
+
+    /// FBGEMM or the C++ runtime threw.
+    #[error("FBGEMM failed in {operation}: {message}")]
+    Fbgemm {
+        /// The operation.
+        operation: &'static str,
+        /// The exception's text.
+        message: String,
+    },
+}

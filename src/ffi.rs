@@ -1,0 +1,332 @@
+//! The bridge to C++: all of this crate's `unsafe`, behind functions that check what C++ relies on.
+
+use crate::{Error, Isa, Result};
+use std::cell::Cell;
+
+/// FBGEMM's own types, as bindgen read them from the provider's headers.
+#[allow(non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code, missing_docs)]
+mod types {
+    include!(concat!(env!("OUT_DIR"), "/types.rs"));
+}
+
+pub(crate) use types::root::fbgemm::TensorQuantizationParams;
+use types::root::fbgemm::{BlockingFactors, inst_set_t};
+
+// SAFETY: bindgen read the layout from the header that the C++ half is compiled with, and each is a plain enum or
+// struct of numbers, which a move copies.
+unsafe impl cxx::ExternType for inst_set_t {
+    type Id = cxx::type_id!("fbgemm::inst_set_t");
+    type Kind = cxx::kind::Trivial;
+}
+// SAFETY: as for `inst_set_t`.
+unsafe impl cxx::ExternType for BlockingFactors {
+    type Id = cxx::type_id!("fbgemm::BlockingFactors");
+    type Kind = cxx::kind::Trivial;
+}
+// SAFETY: as for `inst_set_t`.
+unsafe impl cxx::ExternType for TensorQuantizationParams {
+    type Id = cxx::type_id!("fbgemm::TensorQuantizationParams");
+    type Kind = cxx::kind::Trivial;
+}
+
+#[cxx::bridge(namespace = "fbgemm_rs")]
+mod bridge {
+    // SAFETY: the functions declared safe accept any argument of their Rust type: `pack` and `linear_int8`, which
+    // rely on more, are unsafe.
+    unsafe extern "C++" {
+        include!("fbgemm/include/bridge.h");
+
+        #[namespace = "fbgemm"]
+        #[cxx_name = "inst_set_t"]
+        type InstructionSet = super::inst_set_t;
+        #[namespace = "fbgemm"]
+        type BlockingFactors = super::BlockingFactors;
+        #[namespace = "fbgemm"]
+        type TensorQuantizationParams = super::TensorQuantizationParams;
+        type PackedWeight;
+
+        fn supported_cpu() -> Result<bool>;
+        fn instruction_set() -> Result<InstructionSet>;
+        fn blocking(isa: InstructionSet) -> Result<BlockingFactors>;
+        fn library_path() -> Result<String>;
+        fn choose_quantization_params(min: f32, max: f32, qmin: i32, qmax: i32) -> Result<TensorQuantizationParams>;
+        /// Unsafe: `to` must be as long as `from`, and the CPU must have AVX2.
+        unsafe fn quantize_int8(from: &[f32], to: &mut [i8], params: TensorQuantizationParams) -> Result<()>;
+        /// Unsafe: `weight` must have n × k elements, padded n × k must fit in 31 bits, and the CPU must have AVX2.
+        unsafe fn pack(weight: &[i8], n: i32, k: i32) -> Result<UniquePtr<PackedWeight>>;
+        fn packed_bytes(packed: &PackedWeight) -> usize;
+        fn live_packed_weights() -> usize;
+        /// Unsafe: see the header.
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn linear_int8(
+            input: &[f32],
+            m: i32,
+            n: i32,
+            k: i32,
+            input_params: TensorQuantizationParams,
+            weight: &PackedWeight,
+            weight_params: TensorQuantizationParams,
+            col_offsets: &[i32],
+            bias: &[f32],
+            output: *mut f32,
+            accumulators: *mut i32,
+            pack_buffer: *mut u8,
+            row_offsets: *mut i32,
+            task: i32,
+            tasks: i32,
+        ) -> Result<()>;
+        #[allow(dead_code)] // only a test asks for it
+        fn throw_unusual() -> Result<()>;
+    }
+}
+
+fn failed(operation: &'static str) -> impl Fn(cxx::Exception) -> Error {
+    move |e| Error::Fbgemm { operation, message: e.what().to_string() }
+}
+
+pub(crate) fn supported_cpu() -> Result<bool> {
+    bridge::supported_cpu().map_err(failed("fbgemmSupportedCPU"))
+}
+
+pub(crate) fn instruction_set() -> Result<Isa> {
+    isa_of(bridge::instruction_set().map_err(failed("fbgemmInstructionSet"))?)
+}
+
+fn isa_of(set: inst_set_t) -> Result<Isa> {
+    Ok(match set {
+        inst_set_t::avx2 => Isa::Avx2,
+        inst_set_t::avx512 => Isa::Avx512,
+        inst_set_t::avx512_ymm => Isa::Avx512Ymm,
+        inst_set_t::avx512_vnni => Isa::Avx512Vnni,
+        inst_set_t::avx512_vnni_ymm => Isa::Avx512VnniYmm,
+        other => return Err(Error::UnknownInstructionSet { given: other.0 }),
+    })
+}
+
+fn number_of(isa: Isa) -> inst_set_t {
+    match isa {
+        Isa::Avx2 => inst_set_t::avx2,
+        Isa::Avx512 => inst_set_t::avx512,
+        Isa::Avx512Ymm => inst_set_t::avx512_ymm,
+        Isa::Avx512Vnni => inst_set_t::avx512_vnni,
+        Isa::Avx512VnniYmm => inst_set_t::avx512_vnni_ymm,
+    }
+}
+
+pub(crate) fn library_path() -> Result<String> {
+    bridge::library_path().map_err(failed("dladdr"))
+}
+
+/// FBGEMM's own choice of scale and zero point for values in `min..=max`, onto `qmin..=qmax`.
+pub(crate) fn choose_quantization_params(min: f32, max: f32, qmin: i32, qmax: i32) -> Result<TensorQuantizationParams> {
+    bridge::choose_quantization_params(min, max, qmin, qmax).map_err(failed("ChooseQuantizationParams"))
+}
+
+/// # Panics
+/// If the lengths differ.
+pub(crate) fn quantize_int8(from: &[f32], to: &mut [i8], params: TensorQuantizationParams, _cpu: Isa) -> Result<()> {
+    assert_eq!(from.len(), to.len());
+    // SAFETY: the lengths are equal, checked here; an `Isa` is only made after FBGEMM said that it supports the CPU.
+    unsafe { bridge::quantize_int8(from, to, params) }.map_err(failed("Quantize"))
+}
+
+/// The C++ object behind [`crate::PackedMatrix`]; dropping it frees the packed memory.
+pub(crate) struct Packed {
+    handle: cxx::UniquePtr<bridge::PackedWeight>,
+    out_features: i32,
+    in_features: i32,
+    isa: Isa,
+    blocking: BlockingFactors,
+}
+
+// SAFETY: the C++ object owns its memory, has no link to the thread that made it, and is freed by `free`.
+unsafe impl Send for Packed {}
+// SAFETY: after its constructor nothing writes to the C++ object: `packed_bytes` and `linear_int8` only read it.
+// FBGEMM's PackBMatrix has no cache or counter that its const users touch, and PyTorch shares one among threads too.
+unsafe impl Sync for Packed {}
+
+impl Packed {
+    /// Packs `weight`, `out_features` rows of `in_features`.
+    ///
+    /// # Panics
+    /// If the dimensions don't fit: [`crate::packed`] has refused those with an error.
+    pub(crate) fn new(weight: &[i8], out_features: usize, in_features: usize, isa: Isa) -> Result<Self> {
+        let (n, k) = (dimension(out_features), dimension(in_features));
+        assert!(out_features.checked_mul(in_features) == Some(weight.len()) && n > 0 && k > 0);
+        let blocking = bridge::blocking(number_of(isa)).map_err(failed("PackingTraits"))?;
+        // SAFETY: `weight` has n × k elements, checked above; the caller has checked that the padded matrix fits
+        // FBGEMM's 32-bit addressing; an `Isa` is only made after FBGEMM said that it supports the CPU.
+        let handle = unsafe { bridge::pack(weight, n, k) }.map_err(failed("PackBMatrix"))?;
+        Ok(Self { handle, out_features: n, in_features: k, isa, blocking })
+    }
+
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        bridge::packed_bytes(&self.handle)
+    }
+
+    pub(crate) fn live() -> usize {
+        bridge::live_packed_weights()
+    }
+}
+
+/// One linear operation, ready to run: everything but the buffers that are written to.
+pub(crate) struct Linear<'a> {
+    input: &'a [f32],
+    rows: i32,
+    input_params: TensorQuantizationParams,
+    packed: &'a Packed,
+    weight_params: TensorQuantizationParams,
+    col_offsets: &'a [i32],
+    bias: &'a [f32],
+}
+
+/// The buffers of an operation, for tasks that write to disjoint parts of them.
+struct Shared {
+    output: *mut f32,
+    accumulators: *mut i32,
+}
+
+// SAFETY: `Linear::run` gives each task number to one task only, and FBGEMM writes disjoint parts for different
+// numbers.
+unsafe impl Sync for Shared {}
+
+impl<'a> Linear<'a> {
+    /// An empty `bias` is none.
+    ///
+    /// # Panics
+    /// If a length does not fit the packed matrix: [`crate::linear`] has refused those with an error.
+    pub(crate) fn new(
+        input: &'a [f32],
+        input_params: TensorQuantizationParams,
+        packed: &'a Packed,
+        weight_params: TensorQuantizationParams,
+        col_offsets: &'a [i32],
+        bias: &'a [f32],
+    ) -> Self {
+        let (n, k) = (packed.out_features as usize, packed.in_features as usize);
+        assert!(input.len().is_multiple_of(k) && col_offsets.len() == n && (bias.is_empty() || bias.len() == n));
+        let rows = dimension(input.len() / k);
+        dimension(input.len());
+        Self { input, rows, input_params, packed, weight_params, col_offsets, bias }
+    }
+
+    /// Computes `output` in `tasks` parts; `execute` calls what it is given once with each number below `tasks`,
+    /// on any threads. A number given twice is ignored the second time; the result has how many ran.
+    ///
+    /// # Panics
+    /// If `output` has another length than rows × out_features, or `tasks` is above [`MAX_TASKS`].
+    pub(crate) fn run(
+        &self,
+        output: &mut [f32],
+        tasks: usize,
+        execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
+    ) -> Result<usize> {
+        use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+        let elements = self.rows as usize * self.packed.out_features as usize;
+        assert!(output.len() == elements && tasks <= MAX_TASKS);
+        dimension(elements);
+        with_scratch(elements, |accumulators| {
+            let shared = Shared { output: output.as_mut_ptr(), accumulators: accumulators.as_mut_ptr() };
+            if tasks == 1 {
+                self.task(&shared, 0, 1)?;
+                return Ok(1);
+            }
+            let claimed = [const { AtomicU64::new(0) }; MAX_TASKS / 64];
+            let ran = AtomicUsize::new(0);
+            let error = std::sync::OnceLock::new();
+            execute(&|task| {
+                let bit = 1 << (task % 64);
+                if task >= tasks || claimed[task / 64].fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+                    return;
+                }
+                match self.task(&shared, task, tasks) {
+                    Ok(()) => drop(ran.fetch_add(1, Ordering::AcqRel)),
+                    Err(e) => drop(error.set(e)),
+                }
+            });
+            match error.into_inner() {
+                Some(e) => Err(e),
+                None => Ok(ran.into_inner()),
+            }
+        })
+    }
+
+    fn task(&self, shared: &Shared, task: usize, tasks: usize) -> Result<()> {
+        let Packed { out_features: n, in_features: k, ref blocking, .. } = *self.packed;
+        let (row_offsets, lines) = (blocking.MCB as usize, (blocking.MCB * blocking.KCB) as usize / size_of::<i32>());
+        // Aligned to a cache line, as FBGEMM's own buffers are.
+        with_scratch(row_offsets + lines + 16, |scratch| {
+            let offset = scratch.as_ptr().align_offset(64).min(16);
+            let (pack_buffer, rest) = scratch[offset..].split_at_mut(lines);
+            // SAFETY: `new` checked that input, offsets and bias have the lengths that m, n, k say, `run` that
+            // output and accumulators have m × n, and that no other task of this call has this number. The pack
+            // buffer and the row offsets have FBGEMM's own sizes for the instruction set that the weight was
+            // packed for, which `crate::linear` has checked to be the one in use.
+            unsafe {
+                bridge::linear_int8(
+                    self.input,
+                    self.rows,
+                    n,
+                    k,
+                    self.input_params,
+                    &self.packed.handle,
+                    self.weight_params,
+                    self.col_offsets,
+                    self.bias,
+                    shared.output,
+                    shared.accumulators,
+                    pack_buffer.as_mut_ptr().cast(),
+                    rest.as_mut_ptr(),
+                    task as i32,
+                    tasks as i32,
+                )
+            }
+            .map_err(failed("fbgemmPacked"))
+        })
+    }
+}
+
+/// The most tasks that one operation can be split into.
+pub(crate) const MAX_TASKS: usize = 1024;
+
+fn dimension(size: usize) -> i32 {
+    i32::try_from(size).expect("sizes beyond FBGEMM's 32-bit addressing were refused with an error")
+}
+
+thread_local! {
+    /// This thread's spare buffers, largest last; an operation takes what it needs and puts it back.
+    static SCRATCH: Cell<Vec<Vec<i32>>> = const { Cell::new(Vec::new()) };
+}
+
+/// Runs `work` with a buffer of at least `len` elements of any content. Taken out of the thread's stock meanwhile, so
+/// an operation inside an operation (an executor that steals work) gets another one.
+fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [i32]) -> T) -> T {
+    let mut stock = SCRATCH.take();
+    // The smallest that fits, else the largest, which then grows.
+    let index = stock.iter().position(|buffer| buffer.len() >= len).unwrap_or(stock.len().saturating_sub(1));
+    let mut buffer = if stock.is_empty() { Vec::new() } else { stock.remove(index) };
+    SCRATCH.set(stock);
+    if buffer.len() < len {
+        buffer = Vec::new(); // nothing to keep: don't copy it over
+        buffer.resize(len, 0);
+    }
+    let result = work(&mut buffer[..len]);
+    let mut stock = SCRATCH.take();
+    let index = stock.partition_point(|other| other.len() < buffer.len());
+    stock.insert(index, buffer);
+    SCRATCH.set(stock);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_exception_that_is_no_std_exception_is_an_error() {
+        let error = super::bridge::throw_unusual().map_err(super::failed("throw")).unwrap_err();
+        assert_eq!(error.to_string(), "FBGEMM failed in throw: a C++ exception that is not a std::exception");
+    }
+}

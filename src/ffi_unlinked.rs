@@ -1,0 +1,67 @@
+//! Stands in for `ffi` where there is no FBGEMM: nothing here can be reached, as `cpu_support` refuses first.
+
+use crate::{Error, Isa, Result};
+use std::convert::Infallible;
+
+const REFUSED: Error = Error::UnsupportedTarget { target: "a target without a provider" };
+
+#[derive(Clone, Copy)]
+#[allow(dead_code)]
+pub(crate) struct TensorQuantizationParams {
+    pub scale: f32,
+    pub zero_point: i32,
+    pub precision: i32,
+}
+
+pub(crate) const MAX_TASKS: usize = 1024;
+
+pub(crate) fn instruction_set() -> Result<Isa> {
+    Err(REFUSED)
+}
+
+pub(crate) fn choose_quantization_params(_: f32, _: f32, _: i32, _: i32) -> Result<TensorQuantizationParams> {
+    Err(REFUSED)
+}
+
+pub(crate) fn quantize_int8(_: &[f32], _: &mut [i8], _: TensorQuantizationParams, _: Isa) -> Result<()> {
+    Err(REFUSED)
+}
+
+pub(crate) struct Packed(Infallible);
+
+impl Packed {
+    pub(crate) fn new(_: &[i8], _: usize, _: usize, _: Isa) -> Result<Self> {
+        Err(REFUSED)
+    }
+
+    pub(crate) fn isa(&self) -> Isa {
+        match self.0 {}
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self.0 {}
+    }
+
+    pub(crate) fn live() -> usize {
+        0
+    }
+}
+
+pub(crate) struct Linear<'a>(&'a Packed);
+
+impl<'a> Linear<'a> {
+    pub(crate) fn new(
+        _: &'a [f32],
+        _: TensorQuantizationParams,
+        packed: &'a Packed,
+        _: TensorQuantizationParams,
+        _: &'a [i32],
+        _: &'a [f32],
+    ) -> Self {
+        Self(packed)
+    }
+
+    pub(crate) fn run(&self, _: &mut [f32], _: usize, _: impl FnOnce(&(dyn Fn(usize) + Sync))) -> Result<usize> {
+        match self.0.0 {}
+    }
+}

@@ -1,0 +1,158 @@
+//! The operation: float in, float out, int8 in between.
+
+use crate::range::finite_range;
+use crate::{Error, PackedMatrix, QuantizedWeight, Result, cpu_support, ffi};
+
+/// `input · weightᵀ + bias` through FBGEMM's int8 GEMM, bit-identical to PyTorch's `fbgemm_linear_int8_weight`.
+///
+/// `input` is row-major, any number of rows of `in_features`; the result has as many rows of `out_features`. `bias`
+/// has `out_features` elements, or is `None` for a layer without (PyTorch's operator demands one). No rows give an
+/// empty result.
+///
+/// The input is quantized to unsigned 8 bits with one scale and zero point **for the whole call**, from its smallest
+/// and largest element: a row's result depends on the rows it comes with, as in PyTorch. On CPUs without VNNI, sums of
+/// two products are clamped to 16 bits ([`Isa::sums_pairs_exactly`](crate::Isa::sums_pairs_exactly)), as in PyTorch.
+/// Then y = (Σ q_in·q_w, both less their zero points) · (scale_in · scale_w) + bias, the last two steps as one fused
+/// multiply-add. NaN in `bias` goes through to the outputs.
+///
+/// ```
+/// let weight = fbgemm::quantize_weight(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], 2, 3)?;
+/// let packed = weight.pack()?;
+/// let y = fbgemm::linear_int8_weight(&[1.0, 2.0, 3.0], &weight, &packed, Some(&[0.1, 0.2]))?;
+/// let exact = [1.0 * 0.5 - 2.0 * 1.0 + 3.0 * 0.25 + 0.1, 1.0 * 1.5 - 3.0 * 0.5 + 0.2];
+/// assert!((y[0] - exact[0]).abs() < 0.03 && (y[1] - exact[1]).abs() < 0.03);
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::PartialRow`] or [`Error::WrongLength`] for lengths that don't fit the weight; [`Error::TooLarge`] from
+/// 2³¹ elements of input or output; [`Error::NotFinite`] for NaN or infinity in the input;
+/// [`Error::ForeignPackedMatrix`] where `packed` was made from another weight; [`Error::InstructionSetChanged`];
+/// [`Error::AccumulatorOverflow`] and [`Error::ScaleOverflow`] where the result would be garbage; and those of
+/// [`cpu_support`].
+pub fn linear_int8_weight(
+    input: &[f32],
+    weight: &QuantizedWeight,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+) -> Result<Vec<f32>> {
+    let rows = rows(input, weight)?;
+    let mut output = vec![0.0; rows * weight.out_features()];
+    linear_int8_weight_into(input, weight, packed, bias, &mut output)?;
+    Ok(output)
+}
+
+/// [`linear_int8_weight`] into the caller's buffer, which has rows × `out_features` elements. After a thread's first
+/// call of a size this allocates nothing.
+///
+/// ```
+/// let weight = fbgemm::quantize_weight(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], 2, 3)?;
+/// let packed = weight.pack()?;
+/// let mut output = [0.0; 4];
+/// fbgemm::linear_int8_weight_into(&[1.0, 2.0, 3.0, -1.0, 0.0, 1.0], &weight, &packed, None, &mut output)?;
+/// assert!((output[2] - (-0.25)).abs() < 0.03);
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`linear_int8_weight`], and [`Error::WrongLength`] for the output. On an error the output is as it was, unless
+/// FBGEMM itself failed ([`Error::Fbgemm`]).
+pub fn linear_int8_weight_into(
+    input: &[f32],
+    weight: &QuantizedWeight,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    output: &mut [f32],
+) -> Result<()> {
+    linear_int8_weight_tasks(input, weight, packed, bias, output, 1, |task| task(0))
+}
+
+/// [`linear_int8_weight_into`] in `tasks` parts on the caller's threads: FBGEMM's own partition, the same bits for
+/// any number of tasks.
+///
+/// `execute` is given the task: a function to call once with each number from 0 to `tasks` − 1, in any order, on any
+/// threads, before it returns. A number given twice is ignored the second time, as are numbers from `tasks` up.
+/// With one task the function is not called: the calling thread does the work.
+///
+/// ```
+/// let weight = fbgemm::quantize_weight(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], 2, 3)?;
+/// let packed = weight.pack()?;
+/// let mut output = [0.0; 2];
+/// fbgemm::linear_int8_weight_tasks(&[1.0, 2.0, 3.0], &weight, &packed, None, &mut output, 2, |task| {
+///     std::thread::scope(|threads| {
+///         threads.spawn(|| task(1));
+///         task(0);
+///     })
+/// })?;
+/// assert_eq!(&output[..], &fbgemm::linear_int8_weight(&[1.0, 2.0, 3.0], &weight, &packed, None)?);
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`linear_int8_weight_into`]; [`Error::InvalidTasks`] unless `tasks` is 1 to 1024; [`Error::TasksLeft`] if
+/// `execute` returned before every task had run, the output then being incomplete.
+pub fn linear_int8_weight_tasks(
+    input: &[f32],
+    weight: &QuantizedWeight,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    output: &mut [f32],
+    tasks: usize,
+    execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
+) -> Result<()> {
+    let isa = cpu_support()?;
+    if !(1..=ffi::MAX_TASKS).contains(&tasks) {
+        return Err(Error::InvalidTasks { given: tasks, limit: ffi::MAX_TASKS });
+    }
+    let rows = rows(input, weight)?;
+    if packed.fingerprint() != weight.fingerprint() {
+        return Err(Error::ForeignPackedMatrix {
+            packed_out: packed.out_features(),
+            packed_in: packed.in_features(),
+            weight_out: weight.out_features(),
+            weight_in: weight.in_features(),
+        });
+    }
+    if packed.isa() != isa {
+        return Err(Error::InstructionSetChanged { packed: packed.isa(), now: isa });
+    }
+    let same = |what, given, expected| {
+        if given == expected { Ok(()) } else { Err(Error::WrongLength { what, given, expected }) }
+    };
+    same("bias", bias.map_or(weight.out_features(), <[f32]>::len), weight.out_features())?;
+    same("output", output.len(), rows * weight.out_features())?;
+
+    let (min, max) = finite_range(input, "input")?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let input_params = ffi::choose_quantization_params(min, max, 0, u8::MAX.into())?;
+    let mut weight_params = input_params;
+    (weight_params.scale, weight_params.zero_point) = (weight.scale(), weight.zero_point());
+    weight.check_sums(input_params.zero_point)?;
+    if !(input_params.scale * weight.scale()).is_finite() {
+        return Err(Error::ScaleOverflow { input: input_params.scale, weight: weight.scale() });
+    }
+    let bias = bias.unwrap_or_default();
+    let linear = ffi::Linear::new(input, input_params, packed.ffi(), weight_params, weight.col_offsets(), bias);
+    match linear.run(output, tasks, execute)? {
+        ran if ran == tasks => Ok(()),
+        ran => Err(Error::TasksLeft { ran, tasks }),
+    }
+}
+
+/// The input's number of rows; an error if it has a part of one, or if it or the output is too large for FBGEMM.
+fn rows(input: &[f32], weight: &QuantizedWeight) -> Result<usize> {
+    const LIMIT: usize = i32::MAX as usize;
+    let in_features = weight.in_features();
+    if !input.len().is_multiple_of(in_features) {
+        return Err(Error::PartialRow { given: input.len(), in_features });
+    }
+    let rows = input.len() / in_features;
+    for (what, columns) in [("input", in_features), ("output", weight.out_features())] {
+        if rows.checked_mul(columns).is_none_or(|elements| elements > LIMIT) {
+            return Err(Error::TooLarge { what, rows, columns, limit: LIMIT });
+        }
+    }
+    Ok(rows)
+}

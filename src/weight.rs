@@ -1,0 +1,221 @@
+//! A weight matrix quantized to int8, per tensor, with the numbers that an operation needs beside it.
+
+use crate::range::finite_range;
+use crate::{Error, PackedMatrix, Result, cpu_support, ffi};
+use std::hash::Hasher;
+
+/// The weight of a linear layer in int8: `real = scale * (q - zero_point)`, one scale and zero point for the whole
+/// matrix, as PyTorch's `fbgemm_linear_quantize_weight` makes it. Immutable, portable between CPUs, and whole: the
+/// column offsets are always those of the data.
+#[derive(Clone, PartialEq)]
+pub struct QuantizedWeight {
+    data: Vec<i8>,
+    col_offsets: Vec<i32>,
+    scale: f32,
+    zero_point: i32,
+    out_features: usize,
+    in_features: usize,
+    reach: u64,
+    clamp: u64,
+    fingerprint: u64,
+}
+
+impl QuantizedWeight {
+    /// Puts a weight together from stored parts, checking that they belong together.
+    ///
+    /// `data` has `out_features` rows of `in_features`; `col_offsets` has, for each row n,
+    /// Σₖ data\[n, k\] − zero_point · in_features.
+    ///
+    /// # Errors
+    /// [`Error::ZeroDimension`], [`Error::WrongLength`], [`Error::TooLarge`], [`Error::InvalidScale`],
+    /// [`Error::InvalidZeroPoint`], [`Error::ForeignColOffsets`], [`Error::AccumulatorOverflow`].
+    pub fn from_parts(
+        data: Vec<i8>,
+        col_offsets: Vec<i32>,
+        scale: f32,
+        zero_point: i32,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
+        check_length("weight", data.len(), out_features, in_features)?;
+        if col_offsets.len() != out_features {
+            return Err(Error::WrongLength { what: "col_offsets", given: col_offsets.len(), expected: out_features });
+        }
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(Error::InvalidScale { given: scale });
+        }
+        if !(-128..=127).contains(&zero_point) {
+            return Err(Error::InvalidZeroPoint { given: zero_point });
+        }
+        let weight = Self::new(data, scale, zero_point, out_features, in_features)?;
+        match col_offsets.iter().zip(&weight.col_offsets).position(|(given, expected)| given != expected) {
+            None => Ok(weight),
+            Some(index) => {
+                Err(Error::ForeignColOffsets { index, given: col_offsets[index], expected: weight.col_offsets[index] })
+            }
+        }
+    }
+
+    fn new(data: Vec<i8>, scale: f32, zero_point: i32, out_features: usize, in_features: usize) -> Result<Self> {
+        let mut col_offsets = Vec::with_capacity(out_features);
+        let (mut reach, mut clamp) = (0, 0);
+        for row in data.chunks_exact(in_features) {
+            let sums = row_sums(row, zero_point);
+            let offset = i32::try_from(sums.col_offset);
+            col_offsets.push(offset.map_err(|_| Error::AccumulatorOverflow { bound: sums.col_offset.unsigned_abs() })?);
+            reach = reach.max(sums.reach);
+            clamp = clamp.max(sums.clamp);
+        }
+        let fingerprint = fingerprint(&data, out_features, in_features);
+        Ok(Self { data, col_offsets, scale, zero_point, out_features, in_features, reach, clamp, fingerprint })
+    }
+
+    /// Checks that no int32 sum can wrap around for an input with this zero point. Never fails below 33,026
+    /// in_features; PyTorch doesn't ask.
+    pub(crate) fn check_sums(&self, input_zero_point: i32) -> Result<()> {
+        let steps = input_zero_point.max(255 - input_zero_point).unsigned_abs();
+        let bound = self.reach * u64::from(steps) + self.clamp;
+        if bound > i32::MAX as u64 { Err(Error::AccumulatorOverflow { bound }) } else { Ok(()) }
+    }
+
+    /// The quantized values, `out_features` rows of `in_features`.
+    pub fn data(&self) -> &[i8] {
+        &self.data
+    }
+
+    /// For each output feature n, Σₖ data\[n, k\] − zero_point · in_features.
+    pub fn col_offsets(&self) -> &[i32] {
+        &self.col_offsets
+    }
+
+    /// The size of one quantization step. PyTorch gives it as a double that holds exactly this float.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// The quantized value, −128 to 127, that stands for 0.
+    pub fn zero_point(&self) -> i32 {
+        self.zero_point
+    }
+
+    /// The number of rows: outputs of the layer.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// The number of columns: inputs of the layer.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Packs this weight for the CPU it runs on; the same as [`pack_matrix`](crate::pack_matrix) of its data.
+    ///
+    /// # Errors
+    /// As [`pack_matrix`](crate::pack_matrix).
+    pub fn pack(&self) -> Result<PackedMatrix> {
+        PackedMatrix::new(&self.data, self.out_features, self.in_features, self.fingerprint)
+    }
+
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+}
+
+impl std::fmt::Debug for QuantizedWeight {
+    /// The shape and parameters, not a screenful of numbers.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QuantizedWeight")
+            .field("out_features", &self.out_features)
+            .field("in_features", &self.in_features)
+            .field("scale", &self.scale)
+            .field("zero_point", &self.zero_point)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Quantizes a weight matrix to int8 with one scale and zero point, bit-identical to PyTorch's
+/// `fbgemm_linear_quantize_weight`.
+///
+/// `weight` is row-major, `out_features` rows of `in_features` (as PyTorch's `nn.Linear.weight`). With
+/// lo = min(0, smallest) and hi = max(0, largest): scale = (hi − lo) / 255, zero_point such that 0 is exact,
+/// q = clamp(round(w · (1 / scale)) + zero_point, −128, 127), ties to even. A matrix of zeros gets scale 0.1, and
+/// scales below 6.1e-5 are raised to it (FBGEMM's `ChooseQuantizationParams`).
+///
+/// ```
+/// let weight = [0.5, -1.0, 0.25, 1.5, 0.0, -0.5]; // 2 outputs, 3 inputs
+/// let q = fbgemm::quantize_weight(&weight, 2, 3)?;
+/// assert_eq!((q.scale(), q.zero_point()), (2.5 / 255.0, -26));
+/// assert_eq!(q.data(), [25, -128, 0, 127, -26, -77]);
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::ZeroDimension`], [`Error::WrongLength`], [`Error::TooLarge`]; [`Error::NotFinite`] for a NaN or infinite
+/// weight; [`Error::AccumulatorOverflow`] where a column offset doesn't fit int32 (over 8 million in_features); and
+/// those of [`cpu_support`].
+pub fn quantize_weight(weight: &[f32], out_features: usize, in_features: usize) -> Result<QuantizedWeight> {
+    let cpu = cpu_support()?;
+    check_length("weight", weight.len(), out_features, in_features)?;
+    let (min, max) = finite_range(weight, "weight")?;
+    let params = ffi::choose_quantization_params(min, max, i8::MIN.into(), i8::MAX.into())?;
+    let mut data = vec![0; weight.len()];
+    ffi::quantize_int8(weight, &mut data, params, cpu)?;
+    QuantizedWeight::new(data, params.scale, params.zero_point, out_features, in_features)
+}
+
+/// Checks a matrix's dimensions: none 0, the length right, and, padded as any CPU's kernels pad it, within FBGEMM's
+/// 32-bit addressing. The bound is the same everywhere, so that a model that loads here loads on every CPU.
+pub(crate) fn check_length(what: &'static str, given: usize, out_features: usize, in_features: usize) -> Result<()> {
+    /// FBGEMM's largest blocks, over all its x86 kernels.
+    const ROWS: usize = 48;
+    const COLUMNS: usize = 512;
+    const LIMIT: usize = i32::MAX as usize;
+    for (what, size) in [("out_features", out_features), ("in_features", in_features)] {
+        if size == 0 {
+            return Err(Error::ZeroDimension { what });
+        }
+    }
+    let padded = (out_features.checked_next_multiple_of(ROWS))
+        .zip(in_features.checked_next_multiple_of(COLUMNS))
+        .and_then(|(rows, columns)| rows.checked_mul(columns));
+    if padded.is_none_or(|elements| elements > LIMIT) {
+        return Err(Error::TooLarge { what, rows: out_features, columns: in_features, limit: LIMIT });
+    }
+    let expected = out_features * in_features;
+    if given == expected { Ok(()) } else { Err(Error::WrongLength { what, given, expected }) }
+}
+
+/// What one row adds up to.
+struct RowSums {
+    /// Σ q − zero_point · in_features.
+    col_offset: i64,
+    /// Σ |q − zero_point|.
+    reach: u64,
+    /// Σ over neighbouring pairs of how far the 16-bit clamp of CPUs without VNNI can move a sum of two products.
+    clamp: u64,
+}
+
+fn row_sums(row: &[i8], zero_point: i32) -> RowSums {
+    let mut sums = RowSums { col_offset: -i64::from(zero_point) * row.len() as i64, reach: 0, clamp: 0 };
+    // In pieces whose sums fit 32 bits, which vectorize; an even number each, so that no pair is split.
+    for piece in row.chunks(1 << 15) {
+        sums.col_offset += i64::from(piece.iter().map(|&q| i32::from(q)).sum::<i32>());
+        sums.reach += u64::from(piece.iter().map(|&q| (i32::from(q) - zero_point).unsigned_abs()).sum::<u32>());
+        let pairs = piece.chunks_exact(2).map(|pair| {
+            let (a, b) = (i32::from(pair[0]), i32::from(pair[1]));
+            let (above, below) = (a.max(0) + b.max(0), a.min(0) + b.min(0));
+            (255 * above - 32_767).max(-32_768 - 255 * below).max(0) as u32
+        });
+        sums.clamp += u64::from(pairs.sum::<u32>());
+    }
+    sums
+}
+
+/// Tells weights apart within this process: it is never stored, so the standard library may change how it hashes.
+pub(crate) fn fingerprint(data: &[i8], out_features: usize, in_features: usize) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write_usize(out_features);
+    hasher.write_usize(in_features);
+    std::hash::Hash::hash_slice(data, &mut hasher);
+    hasher.finish()
+}
