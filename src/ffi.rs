@@ -311,8 +311,7 @@ fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [i32]) -> T) -> T {
     let mut buffer = if stock.is_empty() { Vec::new() } else { stock.remove(index) };
     SCRATCH.set(stock);
     if buffer.len() < len {
-        buffer = Vec::new(); // nothing to keep: don't copy it over
-        buffer.resize(len, 0);
+        buffer = vec![0; len]; // anew: there is nothing to copy over
     }
     let result = work(&mut buffer[..len]);
     let mut stock = SCRATCH.take();
@@ -324,9 +323,65 @@ fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [i32]) -> T) -> T {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn an_exception_that_is_no_std_exception_is_an_error() {
-        let error = super::bridge::throw_unusual().map_err(super::failed("throw")).unwrap_err();
+        let error = bridge::throw_unusual().map_err(failed("throw")).unwrap_err();
         assert_eq!(error.to_string(), "FBGEMM failed in throw: a C++ exception that is not a std::exception");
+    }
+
+    #[test]
+    fn a_matrix_packed_for_another_instruction_set_is_refused() {
+        // In a process of its own, as it changes what FBGEMM uses for all of it.
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "ffi::tests::changing_the_instruction_set", "--ignored", "--test-threads", "1"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    #[test]
+    #[ignore = "changes what FBGEMM uses in its process"]
+    fn changing_the_instruction_set() {
+        unsafe extern "C" {
+            #[link_name = "_ZN6fbgemm14fbgemmForceIsaENS_10inst_set_tE"]
+            fn force_isa(isa: inst_set_t);
+        }
+        let before = crate::cpu_support().unwrap();
+        if before == Isa::Avx2 {
+            println!("NOT RUN: this CPU has no other instruction set to change to");
+            return;
+        }
+        let weight = crate::quantize_weight(&[1.0, -1.0, 0.5, 0.25], 2, 2).unwrap();
+        let packed = weight.pack().unwrap();
+        // SAFETY: this process runs one test in one thread, so nothing reads FBGEMM's global meanwhile.
+        unsafe { force_isa(inst_set_t::avx2) };
+        let error = crate::linear_int8_weight(&[1.0, 2.0], &weight, &packed, None).unwrap_err();
+        assert_eq!(error, Error::InstructionSetChanged { packed: before, now: Isa::Avx2 });
+        let packed = weight.pack().unwrap();
+        crate::linear_int8_weight(&[1.0, 2.0], &weight, &packed, None).unwrap();
+    }
+
+    #[test]
+    fn a_matrix_that_memory_cannot_hold_is_an_error() {
+        // FBGEMM does not check what its own allocator returns; the bridge does.
+        let output = std::process::Command::new("sh")
+            .args(["-c", "ulimit -v $1; shift; exec \"$@\"", "sh", "3000000"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "ffi::tests::packing_without_memory", "--ignored", "--test-threads", "1"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    #[ignore = "needs a process with little memory"]
+    fn packing_without_memory() {
+        let weight = vec![1i8; 1 << 30];
+        let error = crate::pack_matrix(&weight, 1 << 15, 1 << 15).unwrap_err();
+        assert_eq!(error, Error::Fbgemm { operation: "PackBMatrix", message: "std::bad_alloc".to_string() });
+        assert_eq!(crate::PackedMatrix::live(), 0);
     }
 }

@@ -1,0 +1,117 @@
+//! The packed handle: shared by threads, freed exactly once.
+
+use crate::golden::bits;
+use crate::{child, succeed};
+use fbgemm::{PackedMatrix, QuantizedWeight};
+
+fn weight(seed: usize) -> QuantizedWeight {
+    let weight: Vec<f32> = (0..64 * 96).map(|i| ((i * 31 + seed) % 251) as f32 / 125.0 - 1.0).collect();
+    fbgemm::quantize_weight(&weight, 64, 96).unwrap()
+}
+
+#[test]
+fn eight_threads_on_one_handle_get_the_same_bits() {
+    let q = weight(1);
+    let packed = q.pack().unwrap();
+    let input = |thread: usize| -> Vec<f32> { (0..5 * 96).map(|i| ((i * 7 + thread) % 251) as f32 - 99.0).collect() };
+    let alone: Vec<_> =
+        (0..8).map(|thread| bits(&fbgemm::linear_int8_weight(&input(thread), &q, &packed, None).unwrap())).collect();
+    std::thread::scope(|threads| {
+        for (thread, alone) in alone.iter().enumerate() {
+            let (q, packed) = (&q, &packed);
+            threads.spawn(move || {
+                for _ in 0..200 {
+                    let together = fbgemm::linear_int8_weight(&input(thread), q, packed, None).unwrap();
+                    assert_eq!(&bits(&together), alone);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn an_operation_within_an_executor_has_its_own_buffers() {
+    let (q, other) = (weight(1), weight(2));
+    let (packed, other_packed) = (q.pack().unwrap(), other.pack().unwrap());
+    let input: Vec<f32> = (0..7 * 96).map(|i| (i % 251) as f32).collect();
+    let (alone, other_alone) = (
+        fbgemm::linear_int8_weight(&input, &q, &packed, None).unwrap(),
+        fbgemm::linear_int8_weight(&input, &other, &other_packed, None).unwrap(),
+    );
+    let mut output = vec![0.0; 7 * 64];
+    fbgemm::linear_int8_weight_tasks(&input, &q, &packed, None, &mut output, 3, |task| {
+        for i in 0..3 {
+            task(i);
+            let inner = fbgemm::linear_int8_weight(&input, &other, &other_packed, None).unwrap();
+            assert_eq!(bits(&inner), bits(&other_alone));
+        }
+    })
+    .unwrap();
+    assert_eq!(bits(&output), bits(&alone));
+}
+
+#[test]
+fn handles_are_freed_exactly_once() {
+    // In a process of its own: the count is the whole process's.
+    succeed(child(&["--exact", "lifecycle::counting_handles", "--ignored", "--test-threads", "1"]));
+}
+
+#[test]
+#[ignore = "counts every handle of its process"]
+fn counting_handles() {
+    let live = PackedMatrix::live;
+    assert_eq!(live(), 0);
+    let q = weight(1);
+    {
+        let _one = q.pack().unwrap();
+        let _two = fbgemm::pack_matrix(q.data(), 96, 64).unwrap();
+        assert_eq!(live(), 2);
+    }
+    assert_eq!(live(), 0, "dropped");
+
+    let packed = q.pack().unwrap();
+    let packed = std::thread::spawn(move || {
+        assert_eq!(packed.out_features(), 64);
+        packed
+    })
+    .join()
+    .unwrap();
+    assert_eq!(live(), 1, "moved to a thread and back");
+    std::thread::spawn(move || drop(packed)).join().unwrap();
+    assert_eq!(live(), 0, "dropped by another thread");
+
+    let shared = std::sync::Arc::new(q.pack().unwrap());
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn({
+                let shared = shared.clone();
+                move || drop(shared)
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(live(), 1);
+    drop(shared);
+    assert_eq!(live(), 0, "shared by threads");
+
+    let panicked = std::thread::spawn({
+        let q = q.clone();
+        move || {
+            let _packed = q.pack().unwrap();
+            panic!("with a handle alive");
+        }
+    });
+    assert!(panicked.join().is_err());
+    assert_eq!(live(), 0, "after a panic");
+
+    fbgemm::pack_matrix(&[1; 3], 2, 2).unwrap_err();
+    assert_eq!(live(), 0, "after an error");
+    let packed = q.pack().unwrap();
+    fbgemm::linear_int8_weight(&[f32::NAN; 96], &q, &packed, None).unwrap_err();
+    drop(packed);
+    assert_eq!(live(), 0, "after an operation's error");
+    for _ in 0..100 {
+        drop(q.pack().unwrap());
+    }
+    assert_eq!(live(), 0);
+}

@@ -1,0 +1,89 @@
+//! The same arithmetic in plain Rust, written from its description: integers, and each float step by itself.
+
+/// Scale and zero point of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Params {
+    pub scale: f32,
+    pub zero_point: i32,
+}
+
+/// FBGEMM's choice: the scale rounded to float before the zero point is taken from it, and of the two zero points
+/// (from either end of the range) the one with the smaller error, errors being added.
+pub fn choose_params(min: f32, max: f32, qmin: i32, qmax: i32) -> Params {
+    const SMALLEST: f32 = 6.1e-5;
+    let (mut min, mut max) = (min.min(0.0), max.max(0.0));
+    let steps = (qmax - qmin) as f32;
+    let mut scale = ((f64::from(max) - f64::from(min)) / f64::from(qmax - qmin)) as f32;
+    if scale == 0.0 || (1.0 / scale).is_infinite() {
+        scale = 0.1;
+    }
+    if scale < SMALLEST {
+        let amplify = SMALLEST / scale;
+        scale = SMALLEST;
+        if min == 0.0 {
+            max = SMALLEST * steps;
+        } else if max == 0.0 {
+            min = -SMALLEST * steps;
+        } else {
+            min *= amplify;
+            max *= amplify;
+        }
+    }
+    let (low, high) = (f64::from(min) / f64::from(scale), f64::from(max) / f64::from(scale));
+    let (from_low, from_high) = (f64::from(qmin) - low, f64::from(qmax) - high);
+    let (error_low, error_high) = (f64::from(qmin).abs() + low.abs(), f64::from(qmax).abs() + high.abs());
+    let zero_point = if error_low < error_high { from_low } else { from_high };
+    let zero_point = zero_point.clamp(f64::from(qmin), f64::from(qmax)).round_ties_even() as i32;
+    Params { scale, zero_point }
+}
+
+pub fn quantize(x: f32, params: Params, qmin: i32, qmax: i32) -> i32 {
+    let scaled = (x * (1.0 / params.scale)).min(2_147_483_520.0);
+    // `as` saturates where the instruction gives the smallest number; both are clamped to the same end.
+    (scaled.round_ties_even() as i32).saturating_add(params.zero_point).clamp(qmin, qmax)
+}
+
+pub fn range(values: &[f32]) -> (f32, f32) {
+    values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)))
+}
+
+/// A quantized weight: values, column offsets, parameters.
+pub struct Weight {
+    pub data: Vec<i32>,
+    pub col_offsets: Vec<i32>,
+    pub params: Params,
+}
+
+pub fn quantize_weight(weight: &[f32], in_features: usize) -> Weight {
+    let (min, max) = range(weight);
+    let params = choose_params(min, max, -128, 127);
+    let data: Vec<i32> = weight.iter().map(|&x| quantize(x, params, -128, 127)).collect();
+    let offset = |row: &[i32]| row.iter().sum::<i32>() - params.zero_point * in_features as i32;
+    let col_offsets = data.chunks(in_features).map(offset).collect();
+    Weight { data, col_offsets, params }
+}
+
+/// `exact`: sums of two products are not clamped to 16 bits (VNNI).
+pub fn linear(input: &[f32], weight: &Weight, in_features: usize, bias: Option<&[f32]>, exact: bool) -> Vec<f32> {
+    let (min, max) = range(input);
+    let params = choose_params(min, max, 0, 255);
+    let multiplier = params.scale * weight.params.scale;
+    let mut output = Vec::new();
+    for row in input.chunks(in_features) {
+        let row: Vec<i32> = row.iter().map(|&x| quantize(x, params, 0, 255)).collect();
+        let row_sum: i32 = row.iter().sum();
+        for (n, column) in weight.data.chunks(in_features).enumerate() {
+            let mut sum = 0i32;
+            for (a, b) in row.chunks(2).zip(column.chunks(2)) {
+                let pair: i32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+                sum += if exact { pair } else { pair.clamp(i16::MIN.into(), i16::MAX.into()) };
+            }
+            sum -= params.zero_point * weight.col_offsets[n] + row_sum * weight.params.zero_point;
+            output.push(match bias {
+                Some(bias) => (sum as f32).mul_add(multiplier, bias[n]),
+                None => sum as f32 * multiplier,
+            });
+        }
+    }
+    output
+}
