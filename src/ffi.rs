@@ -367,7 +367,7 @@ mod tests {
     fn a_matrix_that_memory_cannot_hold_is_an_error() {
         // FBGEMM does not check what its own allocator returns; the bridge does.
         let output = std::process::Command::new("sh")
-            .args(["-c", "ulimit -v $1; shift; exec \"$@\"", "sh", "3000000"])
+            .args(["-c", "ulimit -v $1; shift; exec \"$@\"", "sh", "2300000"])
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "ffi::tests::packing_without_memory", "--ignored", "--test-threads", "1"])
             .output()

@@ -13,6 +13,7 @@ hashes; every kept file is checked again, by size and sha256, each time the item
 put together under a temporary name and renamed when complete, under a lock, so neither an interrupted fetch
 nor two at once can leave half an item behind. Needs python3 with pip and nothing else.
 """
+import ctypes
 import errno
 import fcntl
 import fnmatch
@@ -90,6 +91,12 @@ def bytes_under(folder):
     return total
 
 
+def die_with_parent():
+    """A killed fetch takes its pip along, which would else go on filling a folder that nobody waits for."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def download(item, work):
     """Download the item's wheels into `work`/wheels, hash-checked by pip."""
     wheels = os.path.join(work, "wheels")
@@ -110,7 +117,7 @@ def download(item, work):
     # when `work` goes, and its growth is the progress.
     environment = dict(os.environ, TMPDIR=scratch)
     pip = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True)
+                           stderr=subprocess.STDOUT, text=True, preexec_fn=die_with_parent)
     total = sum(wheel["size"] for wheel in item["wheels"])
     done = threading.Event()
 

@@ -37,6 +37,7 @@ foreach(name IN LISTS _fbgemm_names)
     # A shared FBGEMM brings its own.
   else()
     set(FBGEMM_NOT_FOUND_MESSAGE "no lib${name}.a and no lib${name}.so in its lib folder")
+    break()
   endif()
 endforeach()
 

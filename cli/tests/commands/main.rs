@@ -1,0 +1,242 @@
+//! The program as a user runs it: what it prints, its exit codes, and a shipped copy of it.
+
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_fbgemm");
+
+fn fbgemm(arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).env_remove("FBGEMM_ENABLE_INSTRUCTIONS").output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn golden(name: &str) -> String {
+    format!("{ROOT}/tests/golden/{name}.safetensors")
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+#[test]
+fn verify_passes_pytorchs_cases_of_every_kind_of_cpu_that_this_one_can_be() {
+    let info = fbgemm(&["info", "--json"]);
+    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    let mut files = vec!["linear_int8_weight", "random-avx2", "hazards-avx2", "random-avx512", "hazards-avx512"];
+    if info["sums_pairs_exactly"].as_bool().unwrap() {
+        files.extend(["random-avx512_e1", "hazards-avx512_e1"]);
+    }
+    let files: Vec<String> = files.into_iter().map(golden).collect();
+    let mut arguments = vec!["verify"];
+    arguments.extend(files.iter().map(String::as_str));
+    let output = fbgemm(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    for file in &files {
+        let cases = if file.contains("hazards") { 74 } else { 16 };
+        let line = format!("{file}: linear_int8_weight: {cases} passed, 0 failed");
+        assert!(stdout(&output).lines().any(|l| l == line), "{line} in {}", stdout(&output));
+    }
+}
+
+/// A copy of a case file, changed: tensors by `change`, metadata by `rename`.
+fn altered(to: &Path, change: impl Fn(&str, &mut Vec<u8>), rename: impl Fn(&mut HashMap<String, String>)) -> String {
+    let bytes = std::fs::read(golden("hazards-avx2")).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let mut metadata = header.metadata().clone().unwrap();
+    rename(&mut metadata);
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = file
+        .tensors()
+        .into_iter()
+        .map(|(name, tensor)| {
+            let mut data = tensor.data().to_vec();
+            change(&name, &mut data);
+            (name, tensor.dtype(), tensor.shape().to_vec(), data)
+        })
+        .collect();
+    let views: Vec<(&str, TensorView)> =
+        tensors.iter().map(|(n, d, s, data)| (n.as_str(), TensorView::new(*d, s.clone(), data).unwrap())).collect();
+    std::fs::write(to, safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
+    to.display().to_string()
+}
+
+#[test]
+fn verify_names_the_first_difference_of_each_failed_case() {
+    let folder = folder("verify-altered");
+    for (tensor, at, said) in [
+        ("batch-7/output", 4 * 12, "case batch-7: output[2,2] is"),
+        ("batch-8/q_weight", 3, "case batch-8: q_weight[0,3] is"),
+        ("batch-9/col_offsets", 4, "case batch-9: col_offsets[1] is"),
+        ("batch-11/scale", 0, "case batch-11: scale[0] is"),
+        ("batch-12/zero_point", 0, "case batch-12: zero_point[0] is"),
+    ] {
+        // One bit, the lowest.
+        let flip = |name: &str, data: &mut Vec<u8>| data[at * usize::from(name == tensor)] ^= u8::from(name == tensor);
+        let file = altered(
+            &folder.join("one-bit.safetensors"),
+            |n, d| {
+                if n == tensor {
+                    flip(n, d)
+                }
+            },
+            |_| (),
+        );
+        let output = fbgemm(&["verify", &file]);
+        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+        assert!(stdout(&output).contains(said), "{said} in {}", stdout(&output));
+        assert!(stdout(&output).contains("linear_int8_weight: 73 passed, 1 failed"), "{}", stdout(&output));
+    }
+}
+
+#[test]
+fn verify_skips_what_it_does_not_have_and_passes_nothing_by_that() {
+    let folder = folder("verify-skipped");
+    let other = |metadata: &mut HashMap<String, String>| {
+        for (name, value) in metadata.iter_mut() {
+            if name.starts_with("batch-") {
+                *value = value.replace("linear_int8_weight", "linear_int3_weight");
+            }
+        }
+    };
+    let some = altered(&folder.join("some.safetensors"), |_, _| (), other);
+    let output = fbgemm(&["verify", &some]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).contains("linear_int3_weight: 0 passed, 0 failed, 21 skipped"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("linear_int8_weight: 53 passed, 0 failed\n"), "{}", stdout(&output));
+    let all = altered(
+        &folder.join("all.safetensors"),
+        |_, _| (),
+        |metadata| {
+            metadata.values_mut().for_each(|value| *value = value.replace("linear_int8_weight", "linear_int3_weight"));
+        },
+    );
+    assert_eq!(fbgemm(&["verify", &all]).status.code(), Some(1), "nothing passed");
+}
+
+#[test]
+fn verify_refuses_what_is_no_case_file() {
+    let folder = folder("verify-bad");
+    let refused = |file: &str, said: &str| {
+        let output = fbgemm(&["verify", file, &golden("hazards-avx2")]);
+        assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
+        assert!(stderr(&output).contains(said), "{said} in {}", stderr(&output));
+        assert!(stdout(&output).contains("74 passed, 0 failed"), "the other file is checked: {}", stdout(&output));
+    };
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    refused("/nowhere.safetensors", "No such file");
+    refused(&write("empty", b""), "not a safetensors file");
+    refused(&write("text", b"this is no case file, though long enough"), "not a safetensors file");
+    let whole = std::fs::read(golden("hazards-avx2")).unwrap();
+    refused(&write("truncated", &whole[..whole.len() - 1]), "not a safetensors file");
+    let format =
+        |value: &'static str| move |m: &mut HashMap<String, String>| drop(m.insert("format".into(), value.into()));
+    let newer = altered(&folder.join("newer"), |_, _| (), format("fbgemm-cases-2"));
+    refused(&newer, "expected \"fbgemm-cases-1\"");
+    let nameless = altered(&folder.join("nameless"), |_, _| (), |m| drop(m.remove("batch-7")));
+    refused(&nameless, "case \"batch-7\" has no metadata");
+}
+
+#[test]
+fn verify_answers_programs_in_json() {
+    let output = fbgemm(&["verify", "--json", &golden("hazards-avx2")]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["files"][0]["ops"][0]["passed"], 74);
+    assert_eq!(answer["files"][0]["ops"][0]["failed"], 0);
+}
+
+#[test]
+fn bad_usage_exits_with_2() {
+    for arguments in [&["verify"][..], &["nonsense"], &[], &["info", "--nonsense"]] {
+        assert_eq!(fbgemm(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn info_names_the_provider_and_what_fbgemm_uses() {
+    let output = fbgemm(&["info"]);
+    assert_eq!(output.status.code(), Some(0));
+    for part in ["FBGEMM", "provider", "library", "CPU", "AVX2", "FBGEMM uses"] {
+        assert!(stdout(&output).contains(part), "{part} in {}", stdout(&output));
+    }
+    let answer: Value = serde_json::from_slice(&fbgemm(&["info", "--json"]).stdout).unwrap();
+    assert!(Path::new(answer["library"].as_str().unwrap()).is_file(), "{answer}");
+    let limited = Command::new(PROGRAM).args(["info", "--json"]).env("FBGEMM_ENABLE_INSTRUCTIONS", "AVX2").output();
+    let answer: Value = serde_json::from_slice(&limited.unwrap().stdout).unwrap();
+    assert_eq!((answer["isa"].as_str(), answer["limited_to"].as_str()), (Some("AVX2"), Some("AVX2")));
+}
+
+#[test]
+fn an_unsupported_cpu_exits_with_3() {
+    let qemu =
+        |arguments: &[&str]| Command::new("qemu-x86_64").args(["-cpu", "Nehalem", PROGRAM]).args(arguments).output();
+    if Command::new("qemu-x86_64").arg("--version").output().is_err() {
+        println!("NOT RUN: qemu-x86_64 (package qemu-user) is not installed");
+        return;
+    }
+    for arguments in [&["info"][..], &["demo"], &["verify", &golden("hazards-avx2")]] {
+        let output = qemu(arguments).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("lacks AVX2"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn demo_shows_every_linear_layer_of_a_real_model() {
+    let output = fbgemm(&["demo", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let layers = answer["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 37);
+    for layer in layers {
+        let error = layer["relative_error"].as_f64().unwrap();
+        assert!(error > 1e-4 && error < 0.15, "{layer}");
+    }
+    assert!(answer["embedding_cosine"].as_f64().unwrap() > 0.95, "{answer}");
+}
+
+/// The commands are the README's own.
+#[test]
+fn a_copy_shipped_as_the_readme_says_runs_by_itself() {
+    let readme = std::fs::read_to_string(format!("{ROOT}/README.md")).unwrap();
+    let block = readme.split("<!-- a test runs this -->").nth(1).expect("the README has the block");
+    let script = block.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let fresh = folder("shipped");
+    std::fs::create_dir_all(fresh.join("target/release")).unwrap();
+    std::fs::copy(PROGRAM, fresh.join("target/release/fbgemm")).unwrap();
+    let made = Command::new("sh").args(["-ec", script]).current_dir(&fresh).env_remove("LD_LIBRARY_PATH").output();
+    let made = made.unwrap();
+    assert!(made.status.success(), "{}", stderr(&made));
+
+    let elsewhere = folder("shipped-elsewhere");
+    let ship = elsewhere.join("ship");
+    std::fs::rename(fresh.join("ship"), &ship).unwrap();
+    let verified = Command::new(ship.join("fbgemm")).args(["verify", &golden("hazards-avx2")]).env_clear().output();
+    let verified = verified.unwrap();
+    assert!(verified.status.success(), "{}", stderr(&verified));
+    assert!(stdout(&verified).contains("74 passed, 0 failed"));
+    // Nothing comes from where it was built.
+    let needed = stdout(&Command::new("ldd").arg(ship.join("fbgemm")).env_remove("LD_LIBRARY_PATH").output().unwrap());
+    for line in needed.lines() {
+        let from = line.split("=> ").nth(1).unwrap_or_default();
+        let system = ["/lib", "/usr/lib"].iter().any(|s| from.starts_with(s));
+        assert!(from.is_empty() || system || Path::new(from).starts_with(&ship), "{line}");
+    }
+}
