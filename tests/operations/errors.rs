@@ -133,7 +133,8 @@ fn executors_that_break_their_promise() {
     let input = [1.0; 80];
     let whole = fbgemm::linear_int8_weight(&input, &q, &packed, None).unwrap();
     let mut output = vec![0.0; 1000];
-    let mut run = |tasks, execute: &dyn Fn(&(dyn Fn(usize) + Sync))| {
+    type Task<'a> = &'a (dyn Fn(usize) + Sync);
+    let mut run = |tasks, execute: &dyn Fn(Task)| {
         fbgemm::linear_int8_weight_tasks(&input, &q, &packed, None, &mut output, tasks, execute)
     };
     assert_eq!(run(4, &|task| (0..3).for_each(task)), Err(Error::TasksLeft { ran: 3, tasks: 4 }));
