@@ -41,6 +41,7 @@ class PackedWeight {
 
  private:
   struct Free {
+    std::size_t bytes;
     void operator()(std::int8_t* memory) const noexcept;
   };
   std::size_t bytes_;
@@ -67,6 +68,8 @@ void quantize_int8(
 
 std::unique_ptr<PackedWeight> pack(
     rust::Slice<const std::int8_t> weight, std::int32_t n, std::int32_t k);
+/// `to` has n rows of k: what was packed.
+void unpack(const PackedWeight& packed, rust::Slice<std::int8_t> to);
 std::size_t packed_bytes(const PackedWeight& packed) noexcept;
 /// How many PackedWeight are alive in this process.
 std::size_t live_packed_weights() noexcept;

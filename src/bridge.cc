@@ -1,9 +1,9 @@
 #include "fbgemm/include/bridge.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <new>
 #include <stdexcept>
 
@@ -12,11 +12,11 @@ namespace {
 
 std::atomic<std::size_t> live{0};
 
-// FBGEMM wants 64 bytes for its widest kernels and does not check what its own allocator returns.
+// Pages of the matrix's own: its memory goes back to the system at once when it is freed, which the C library's
+// heap does not promise; and they are aligned for FBGEMM's widest kernels. FBGEMM's own allocator is not checked.
 std::int8_t* allocate(std::size_t bytes) {
-  const std::size_t rounded = (bytes + 63) / 64 * 64;
-  void* memory = std::aligned_alloc(64, rounded);
-  if (memory == nullptr) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) {
     throw std::bad_alloc();
   }
   return static_cast<std::int8_t*>(memory);
@@ -31,12 +31,12 @@ fbgemm::BlockingFactors blocking_of() {
 }  // namespace
 
 void PackedWeight::Free::operator()(std::int8_t* memory) const noexcept {
-  std::free(memory);
+  munmap(memory, bytes);
 }
 
 PackedWeight::PackedWeight(const std::int8_t* weight, std::int32_t n, std::int32_t k)
     : bytes_(static_cast<std::size_t>(fbgemm::PackBMatrix<std::int8_t>::packedBufferSize(k, n))),
-      memory_(allocate(bytes_)),
+      memory_(allocate(bytes_), Free{bytes_}),
       matrix_(fbgemm::matrix_op_t::Transpose, k, n, weight, k, memory_.get()) {
   live.fetch_add(1, std::memory_order_relaxed);
 }
@@ -96,6 +96,10 @@ void quantize_int8(
 std::unique_ptr<PackedWeight> pack(
     rust::Slice<const std::int8_t> weight, std::int32_t n, std::int32_t k) {
   return std::make_unique<PackedWeight>(weight.data(), n, k);
+}
+
+void unpack(const PackedWeight& packed, rust::Slice<std::int8_t> to) {
+  packed.matrix().unpack(to.data());
 }
 
 std::size_t packed_bytes(const PackedWeight& packed) noexcept {

@@ -54,6 +54,8 @@ mod bridge {
         unsafe fn quantize_int8(from: &[f32], to: &mut [i8], params: TensorQuantizationParams) -> Result<()>;
         /// Unsafe: `weight` must have n × k elements, padded n × k must fit in 31 bits, and the CPU must have AVX2.
         unsafe fn pack(weight: &[i8], n: i32, k: i32) -> Result<UniquePtr<PackedWeight>>;
+        /// Unsafe: `to` must have n × k elements, and FBGEMM must use the instruction set that `packed` is for.
+        unsafe fn unpack(packed: &PackedWeight, to: &mut [i8]) -> Result<()>;
         fn packed_bytes(packed: &PackedWeight) -> usize;
         fn live_packed_weights() -> usize;
         /// Unsafe: see the header.
@@ -158,6 +160,14 @@ impl Packed {
         // FBGEMM's 32-bit addressing; an `Isa` is only made after FBGEMM said that it supports the CPU.
         let handle = unsafe { bridge::pack(weight, n, k) }.map_err(failed("PackBMatrix"))?;
         Ok(Self { handle, out_features: n, in_features: k, isa, blocking })
+    }
+
+    /// The weight again; [`crate::packed`] has checked that FBGEMM still uses the same instruction set.
+    pub(crate) fn unpack(&self) -> Result<Vec<i8>> {
+        let mut weight = vec![0; self.out_features as usize * self.in_features as usize];
+        // SAFETY: `weight` has n × k elements; the instruction set is checked by the caller.
+        unsafe { bridge::unpack(&self.handle, &mut weight) }.map_err(failed("PackBMatrix::unpack"))?;
+        Ok(weight)
     }
 
     pub(crate) fn isa(&self) -> Isa {

@@ -34,6 +34,10 @@ impl Packed {
         Err(REFUSED)
     }
 
+    pub(crate) fn unpack(&self) -> Result<Vec<i8>> {
+        match self.0 {}
+    }
+
     pub(crate) fn isa(&self) -> Isa {
         match self.0 {}
     }

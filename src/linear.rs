@@ -1,6 +1,7 @@
 //! The operation: float in, float out, int8 in between.
 
 use crate::range::finite_range;
+use crate::weight::Parameters;
 use crate::{Error, PackedMatrix, QuantizedWeight, Result, cpu_support, ffi};
 
 /// `input · weightᵀ + bias` through FBGEMM's int8 GEMM, bit-identical to PyTorch's `fbgemm_linear_int8_weight`.
@@ -36,7 +37,7 @@ pub fn linear_int8_weight(
     packed: &PackedMatrix,
     bias: Option<&[f32]>,
 ) -> Result<Vec<f32>> {
-    let rows = rows(input, weight)?;
+    let rows = rows(input.len(), weight.out_features(), weight.in_features())?;
     let mut output = vec![0.0; rows * weight.out_features()];
     linear_int8_weight_into(input, weight, packed, bias, &mut output)?;
     Ok(output)
@@ -100,27 +101,36 @@ pub fn linear_int8_weight_tasks(
     tasks: usize,
     execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
 ) -> Result<()> {
+    run(input, weight.parameters(), packed, bias, output, tasks, execute)
+}
+
+/// All forms of the operation come down to this one.
+pub(crate) fn run(
+    input: &[f32],
+    weight: &Parameters,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    output: &mut [f32],
+    tasks: usize,
+    execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
+) -> Result<()> {
     let isa = cpu_support()?;
     if !(1..=ffi::MAX_TASKS).contains(&tasks) {
         return Err(Error::InvalidTasks { given: tasks, limit: ffi::MAX_TASKS });
     }
-    let rows = rows(input, weight)?;
-    if packed.fingerprint() != weight.fingerprint() {
+    let rows = rows(input.len(), weight.out_features, weight.in_features)?;
+    if packed.fingerprint() != weight.fingerprint {
         return Err(Error::ForeignPackedMatrix {
             packed_out: packed.out_features(),
             packed_in: packed.in_features(),
-            weight_out: weight.out_features(),
-            weight_in: weight.in_features(),
+            weight_out: weight.out_features,
+            weight_in: weight.in_features,
         });
     }
     if packed.isa() != isa {
         return Err(Error::InstructionSetChanged { packed: packed.isa(), now: isa });
     }
-    let same = |what, given, expected| {
-        if given == expected { Ok(()) } else { Err(Error::WrongLength { what, given, expected }) }
-    };
-    same("bias", bias.map_or(weight.out_features(), <[f32]>::len), weight.out_features())?;
-    same("output", output.len(), rows * weight.out_features())?;
+    check_lengths(bias, output, rows, weight.out_features)?;
 
     let (min, max) = finite_range(input, "input")?;
     if rows == 0 {
@@ -128,31 +138,40 @@ pub fn linear_int8_weight_tasks(
     }
     let input_params = ffi::choose_quantization_params(min, max, 0, u8::MAX.into())?;
     let mut weight_params = input_params;
-    (weight_params.scale, weight_params.zero_point) = (weight.scale(), weight.zero_point());
+    (weight_params.scale, weight_params.zero_point) = (weight.scale, weight.zero_point);
     weight.check_sums(input_params.zero_point)?;
-    if !(input_params.scale * weight.scale()).is_finite() {
-        return Err(Error::ScaleOverflow { input: input_params.scale, weight: weight.scale() });
+    if !(input_params.scale * weight.scale).is_finite() {
+        return Err(Error::ScaleOverflow { input: input_params.scale, weight: weight.scale });
     }
     let bias = bias.unwrap_or_default();
-    let linear = ffi::Linear::new(input, input_params, packed.ffi(), weight_params, weight.col_offsets(), bias);
+    let linear = ffi::Linear::new(input, input_params, packed.ffi(), weight_params, &weight.col_offsets, bias);
     match linear.run(output, tasks, execute)? {
         ran if ran == tasks => Ok(()),
         ran => Err(Error::TasksLeft { ran, tasks }),
     }
 }
 
-/// The input's number of rows; an error if it has a part of one, or if it or the output is too large for FBGEMM.
-fn rows(input: &[f32], weight: &QuantizedWeight) -> Result<usize> {
+/// The number of rows in an input of `len` elements; an error if it has a part of one, or if it or the output is too
+/// large for FBGEMM.
+pub(crate) fn rows(len: usize, out_features: usize, in_features: usize) -> Result<usize> {
     const LIMIT: usize = i32::MAX as usize;
-    let in_features = weight.in_features();
-    if !input.len().is_multiple_of(in_features) {
-        return Err(Error::PartialRow { given: input.len(), in_features });
+    if !len.is_multiple_of(in_features) {
+        return Err(Error::PartialRow { given: len, in_features });
     }
-    let rows = input.len() / in_features;
-    for (what, columns) in [("input", in_features), ("output", weight.out_features())] {
+    let rows = len / in_features;
+    for (what, columns) in [("input", in_features), ("output", out_features)] {
         if rows.checked_mul(columns).is_none_or(|elements| elements > LIMIT) {
             return Err(Error::TooLarge { what, rows, columns, limit: LIMIT });
         }
     }
     Ok(rows)
+}
+
+/// Checks the bias's and the output's length.
+pub(crate) fn check_lengths(bias: Option<&[f32]>, output: &[f32], rows: usize, out_features: usize) -> Result<()> {
+    let same = |what, given, expected| {
+        if given == expected { Ok(()) } else { Err(Error::WrongLength { what, given, expected }) }
+    };
+    same("bias", bias.map_or(out_features, <[f32]>::len), out_features)?;
+    same("output", output.len(), rows * out_features)
 }

@@ -48,6 +48,24 @@ impl PackedMatrix {
         self.packed.bytes()
     }
 
+    /// The plain matrix again, exactly: `out_features` rows of `in_features`.
+    ///
+    /// ```
+    /// let plain = [1, -2, 3, -4, 5, -6];
+    /// assert_eq!(fbgemm::pack_matrix(&plain, 3, 2)?.unpack()?, plain);
+    /// # Ok::<(), fbgemm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InstructionSetChanged`](crate::Error::InstructionSetChanged), and those of [`cpu_support`].
+    pub fn unpack(&self) -> Result<Vec<i8>> {
+        let now = cpu_support()?;
+        if self.isa() != now {
+            return Err(crate::Error::InstructionSetChanged { packed: self.isa(), now });
+        }
+        self.packed.unpack()
+    }
+
     /// How many packed matrices are alive in this process: a gauge for a service that loads and drops models.
     pub fn live() -> usize {
         ffi::Packed::live()

@@ -4,20 +4,69 @@ use crate::range::finite_range;
 use crate::{Error, PackedMatrix, Result, cpu_support, ffi};
 use std::hash::Hasher;
 
+/// All of a quantized weight but its values: what an operation needs beside the packed matrix.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Parameters {
+    pub(crate) scale: f32,
+    pub(crate) zero_point: i32,
+    pub(crate) out_features: usize,
+    pub(crate) in_features: usize,
+    /// For each row n, Σₖ q\[n, k\] − zero_point · in_features.
+    pub(crate) col_offsets: Vec<i32>,
+    /// The largest [`RowSums::reach`] and [`RowSums::clamp`] of any row, and all rows' [`RowSums::saturating`].
+    reach: u64,
+    clamp: u64,
+    pub(crate) saturating_pairs: u64,
+    pub(crate) fingerprint: u64,
+}
+
+impl Parameters {
+    fn of(data: &[i8], scale: f32, zero_point: i32, out_features: usize, in_features: usize) -> Result<Self> {
+        let mut col_offsets = Vec::with_capacity(out_features);
+        let (mut reach, mut clamp, mut saturating_pairs) = (0, 0, 0);
+        for row in data.chunks_exact(in_features) {
+            let sums = row_sums(row, zero_point);
+            let offset = i32::try_from(sums.col_offset);
+            col_offsets.push(offset.map_err(|_| Error::AccumulatorOverflow { bound: sums.col_offset.unsigned_abs() })?);
+            reach = reach.max(sums.reach);
+            clamp = clamp.max(sums.clamp);
+            saturating_pairs += sums.saturating;
+        }
+        let fingerprint = fingerprint(data, out_features, in_features);
+        Ok(Self {
+            scale,
+            zero_point,
+            out_features,
+            in_features,
+            col_offsets,
+            reach,
+            clamp,
+            saturating_pairs,
+            fingerprint,
+        })
+    }
+
+    /// Checks that no int32 sum can wrap around for an input with this zero point. PyTorch doesn't ask.
+    pub(crate) fn check_sums(&self, input_zero_point: i32) -> Result<()> {
+        let steps = input_zero_point.max(255 - input_zero_point).unsigned_abs();
+        let bound = self.reach * u64::from(steps) + self.clamp;
+        if bound > i32::MAX as u64 { Err(Error::AccumulatorOverflow { bound }) } else { Ok(()) }
+    }
+
+    /// The weight that these parameters belong to, given back by a packed matrix.
+    pub(crate) fn with_data(&self, data: Vec<i8>) -> QuantizedWeight {
+        debug_assert_eq!(fingerprint(&data, self.out_features, self.in_features), self.fingerprint);
+        QuantizedWeight { data, parameters: self.clone() }
+    }
+}
+
 /// The weight of a linear layer in int8: `real = scale * (q - zero_point)`, one scale and zero point for the whole
 /// matrix, as PyTorch's `fbgemm_linear_quantize_weight` makes it. Immutable, portable between CPUs, and whole: the
 /// column offsets are always those of the data.
 #[derive(Clone, PartialEq)]
 pub struct QuantizedWeight {
     data: Vec<i8>,
-    col_offsets: Vec<i32>,
-    scale: f32,
-    zero_point: i32,
-    out_features: usize,
-    in_features: usize,
-    reach: u64,
-    clamp: u64,
-    fingerprint: u64,
+    parameters: Parameters,
 }
 
 impl QuantizedWeight {
@@ -47,35 +96,15 @@ impl QuantizedWeight {
         if !(-128..=127).contains(&zero_point) {
             return Err(Error::InvalidZeroPoint { given: zero_point });
         }
-        let weight = Self::new(data, scale, zero_point, out_features, in_features)?;
-        match col_offsets.iter().zip(&weight.col_offsets).position(|(given, expected)| given != expected) {
-            None => Ok(weight),
-            Some(index) => {
-                Err(Error::ForeignColOffsets { index, given: col_offsets[index], expected: weight.col_offsets[index] })
-            }
+        let parameters = Parameters::of(&data, scale, zero_point, out_features, in_features)?;
+        match col_offsets.iter().zip(&parameters.col_offsets).position(|(given, expected)| given != expected) {
+            None => Ok(Self { data, parameters }),
+            Some(index) => Err(Error::ForeignColOffsets {
+                index,
+                given: col_offsets[index],
+                expected: parameters.col_offsets[index],
+            }),
         }
-    }
-
-    fn new(data: Vec<i8>, scale: f32, zero_point: i32, out_features: usize, in_features: usize) -> Result<Self> {
-        let mut col_offsets = Vec::with_capacity(out_features);
-        let (mut reach, mut clamp) = (0, 0);
-        for row in data.chunks_exact(in_features) {
-            let sums = row_sums(row, zero_point);
-            let offset = i32::try_from(sums.col_offset);
-            col_offsets.push(offset.map_err(|_| Error::AccumulatorOverflow { bound: sums.col_offset.unsigned_abs() })?);
-            reach = reach.max(sums.reach);
-            clamp = clamp.max(sums.clamp);
-        }
-        let fingerprint = fingerprint(&data, out_features, in_features);
-        Ok(Self { data, col_offsets, scale, zero_point, out_features, in_features, reach, clamp, fingerprint })
-    }
-
-    /// Checks that no int32 sum can wrap around for an input with this zero point. Never fails below 33,026
-    /// in_features; PyTorch doesn't ask.
-    pub(crate) fn check_sums(&self, input_zero_point: i32) -> Result<()> {
-        let steps = input_zero_point.max(255 - input_zero_point).unsigned_abs();
-        let bound = self.reach * u64::from(steps) + self.clamp;
-        if bound > i32::MAX as u64 { Err(Error::AccumulatorOverflow { bound }) } else { Ok(()) }
     }
 
     /// The quantized values, `out_features` rows of `in_features`.
@@ -85,27 +114,35 @@ impl QuantizedWeight {
 
     /// For each output feature n, Σₖ data\[n, k\] − zero_point · in_features.
     pub fn col_offsets(&self) -> &[i32] {
-        &self.col_offsets
+        &self.parameters.col_offsets
     }
 
     /// The size of one quantization step. PyTorch gives it as a double that holds exactly this float.
     pub fn scale(&self) -> f32 {
-        self.scale
+        self.parameters.scale
     }
 
     /// The quantized value, −128 to 127, that stands for 0.
     pub fn zero_point(&self) -> i32 {
-        self.zero_point
+        self.parameters.zero_point
     }
 
     /// The number of rows: outputs of the layer.
     pub fn out_features(&self) -> usize {
-        self.out_features
+        self.parameters.out_features
     }
 
     /// The number of columns: inputs of the layer.
     pub fn in_features(&self) -> usize {
-        self.in_features
+        self.parameters.in_features
+    }
+
+    /// How many of the `out_features` · ⌈`in_features` / 2⌉ pairs of neighbouring weights can, with some input, make a
+    /// sum of two products that leaves 16 bits, which CPUs without VNNI clamp
+    /// ([`Isa::sums_pairs_exactly`](crate::Isa::sums_pairs_exactly)): those whose positive parts add up to at least
+    /// 129, or whose negative parts to at most −129. With 0 every kind of CPU gives the same bits.
+    pub fn saturating_pairs(&self) -> u64 {
+        self.parameters.saturating_pairs
     }
 
     /// Packs this weight for the CPU it runs on; the same as [`pack_matrix`](crate::pack_matrix) of its data.
@@ -113,11 +150,16 @@ impl QuantizedWeight {
     /// # Errors
     /// As [`pack_matrix`](crate::pack_matrix).
     pub fn pack(&self) -> Result<PackedMatrix> {
-        PackedMatrix::new(&self.data, self.out_features, self.in_features, self.fingerprint)
+        PackedMatrix::new(&self.data, self.out_features(), self.in_features(), self.parameters.fingerprint)
     }
 
-    pub(crate) fn fingerprint(&self) -> u64 {
-        self.fingerprint
+    pub(crate) fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The plain values, given up, and the rest.
+    pub(crate) fn into_parts(self) -> (Vec<i8>, Parameters) {
+        (self.data, self.parameters)
     }
 }
 
@@ -125,10 +167,10 @@ impl std::fmt::Debug for QuantizedWeight {
     /// The shape and parameters, not a screenful of numbers.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("QuantizedWeight")
-            .field("out_features", &self.out_features)
-            .field("in_features", &self.in_features)
-            .field("scale", &self.scale)
-            .field("zero_point", &self.zero_point)
+            .field("out_features", &self.out_features())
+            .field("in_features", &self.in_features())
+            .field("scale", &self.scale())
+            .field("zero_point", &self.zero_point())
             .finish_non_exhaustive()
     }
 }
@@ -160,7 +202,8 @@ pub fn quantize_weight(weight: &[f32], out_features: usize, in_features: usize) 
     let params = ffi::choose_quantization_params(min, max, i8::MIN.into(), i8::MAX.into())?;
     let mut data = vec![0; weight.len()];
     ffi::quantize_int8(weight, &mut data, params, cpu)?;
-    QuantizedWeight::new(data, params.scale, params.zero_point, out_features, in_features)
+    let parameters = Parameters::of(&data, params.scale, params.zero_point, out_features, in_features)?;
+    Ok(QuantizedWeight { data, parameters })
 }
 
 /// Checks a matrix's dimensions: none 0, the length right, and, padded as any CPU's kernels pad it, within FBGEMM's
@@ -193,20 +236,27 @@ struct RowSums {
     reach: u64,
     /// Σ over neighbouring pairs of how far the 16-bit clamp of CPUs without VNNI can move a sum of two products.
     clamp: u64,
+    /// How many pairs it can move at all.
+    saturating: u64,
 }
 
 fn row_sums(row: &[i8], zero_point: i32) -> RowSums {
-    let mut sums = RowSums { col_offset: -i64::from(zero_point) * row.len() as i64, reach: 0, clamp: 0 };
+    let mut sums = RowSums { col_offset: -i64::from(zero_point) * row.len() as i64, reach: 0, clamp: 0, saturating: 0 };
     // In pieces whose sums fit 32 bits, which vectorize; an even number each, so that no pair is split.
     for piece in row.chunks(1 << 15) {
         sums.col_offset += i64::from(piece.iter().map(|&q| i32::from(q)).sum::<i32>());
         sums.reach += u64::from(piece.iter().map(|&q| (i32::from(q) - zero_point).unsigned_abs()).sum::<u32>());
-        let pairs = piece.chunks_exact(2).map(|pair| {
+        let (mut clamp, mut saturating) = (0u32, 0u32);
+        for pair in piece.chunks_exact(2) {
             let (a, b) = (i32::from(pair[0]), i32::from(pair[1]));
             let (above, below) = (a.max(0) + b.max(0), a.min(0) + b.min(0));
-            (255 * above - 32_767).max(-32_768 - 255 * below).max(0) as u32
-        });
-        sums.clamp += u64::from(pairs.sum::<u32>());
+            // The input's part of a product is at most 255.
+            let over = (255 * above - i32::from(i16::MAX)).max(i32::from(i16::MIN) - 255 * below).max(0) as u32;
+            clamp += over;
+            saturating += u32::from(over > 0);
+        }
+        sums.clamp += u64::from(clamp);
+        sums.saturating += u64::from(saturating);
     }
     sums
 }
