@@ -171,6 +171,101 @@ pub enum Error {
         tasks: usize,
     },
 
+    /// No layer of the model was chosen.
+    #[error("none of the model's {layers} linear layers was chosen, expected at least one to quantize")]
+    NothingToQuantize {
+        /// How many linear layers there are.
+        layers: usize,
+    },
+
+    /// A pattern matches the name of no layer.
+    #[error("the pattern {pattern:?} matches no layer's name")]
+    UnusedPattern {
+        /// The pattern.
+        pattern: String,
+    },
+
+    /// An error about one layer of a model or file.
+    #[error("layer {name:?}: {source}")]
+    InLayer {
+        /// The layer's dotted name.
+        name: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+
+    /// A model's layer has another shape than the file's of the same name.
+    #[error(
+        "the file has {file_out}x{file_in}, the model expected {model_out}x{model_in} (out_features x in_features)"
+    )]
+    ShapeMismatch {
+        /// The file's `out_features`.
+        file_out: usize,
+        /// The file's `in_features`.
+        file_in: usize,
+        /// The model's `out_features`.
+        model_out: usize,
+        /// The model's `in_features`.
+        model_in: usize,
+    },
+
+    /// A file has a quantized layer that the model has not.
+    #[error("the file has the quantized layer {name:?}, which the model has not")]
+    UnexpectedLayer {
+        /// The layer's dotted name.
+        name: String,
+    },
+
+    /// Two layers of a model or tensors of a file have one name.
+    #[error("the name {name:?} is there twice, expected once")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+
+    /// A file is not what it should be as a whole: truncated, no safetensors file, a name twice.
+    #[error("not a usable safetensors file: {reason}")]
+    InvalidFile {
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A file was written by a newer version of this crate.
+    #[error("the file has format version {given:?}, expected at most {known}: read it with a newer version")]
+    NewerFormat {
+        /// Its version.
+        given: String,
+        /// The newest version that this one reads.
+        known: u32,
+    },
+
+    /// A tensor is not there.
+    #[error("the file has no tensor {name:?}")]
+    MissingTensor {
+        /// The tensor's name.
+        name: String,
+    },
+
+    /// A tensor has another type or shape than it must have.
+    #[error("tensor {name:?} is {given}, expected {expected}")]
+    WrongTensor {
+        /// The tensor's name.
+        name: String,
+        /// Its type and shape.
+        given: String,
+        /// What they should be.
+        expected: String,
+    },
+
+    /// A file could not be read or written.
+    #[error("{path}: {reason}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's word for it.
+        reason: String,
+    },
+
     /// FBGEMM or the C++ runtime threw.
     #[error("FBGEMM failed in {operation}: {message}")]
     Fbgemm {
@@ -179,4 +274,11 @@ pub enum Error {
         /// The exception's text.
         message: String,
     },
+}
+
+impl Error {
+    /// The same error, with the name of the layer that it is about.
+    pub(crate) fn in_layer(self, name: &str) -> Self {
+        Self::InLayer { name: name.to_string(), source: Box::new(self) }
+    }
 }

@@ -1,20 +1,38 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
+// So that the derive's `::fbgemm` paths also hold in this crate's own documentation tests and examples.
+extern crate self as fbgemm;
+
 mod cpu;
+mod element;
 mod error;
 #[cfg_attr(not(fbgemm_linked), path = "ffi_unlinked.rs")]
 #[allow(unsafe_code)]
 mod ffi;
+#[cfg(feature = "safetensors")]
+mod file;
+mod layer;
 mod linear;
+mod model;
 mod packed;
 mod provider;
 mod range;
 mod weight;
 
 pub use cpu::{Isa, cpu_support};
+pub use element::Element;
 pub use error::{Error, Result};
+#[cfg(feature = "derive")]
+pub use fbgemm_derive::LinearModules;
+#[cfg(feature = "safetensors")]
+pub use file::{ModelFile, PlainTensor, load_linear_modules, quantize_checkpoint, save_linear_modules};
+pub use layer::{PortableLinear, QuantizedLinear};
 pub use linear::{linear_int8_weight, linear_int8_weight_into, linear_int8_weight_tasks};
+pub use model::{
+    FloatLinear, LayerReport, Linear, LinearModules, QuantizeOptions, QuantizeReport, Skipped, WeightReport, join_name,
+    quantize_linear_modules,
+};
 pub use packed::{PackedMatrix, pack_matrix};
 pub use provider::{Provider, provider};
 pub use weight::{QuantizedWeight, quantize_weight};

@@ -14,6 +14,11 @@ use crate::{Isa, Result, cpu_support, ffi};
 /// fn shared_by_threads<T: Send + Sync>() {}
 /// shared_by_threads::<fbgemm::PackedMatrix>();
 /// ```
+///
+/// ```compile_fail,E0277
+/// fn stored<T: serde::Serialize>() {}
+/// stored::<fbgemm::PackedMatrix>();
+/// ```
 pub struct PackedMatrix {
     packed: ffi::Packed,
     out_features: usize,

@@ -1,10 +1,11 @@
 //! `fbgemm demo`: every linear layer of a real model, int8 against fp32.
 
-use crate::minilm::{LinearLayer, Matrix, MiniLm, linear_f32};
+use crate::minilm::{MiniLm, linear_f32};
 use crate::{Exit, fetch, info, table};
-use fbgemm::{PackedMatrix, QuantizedWeight};
+use fbgemm::{FloatLinear, LayerReport, Linear, LinearModules, ModelFile, QuantizeOptions, quantize_linear_modules};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 const BATCHES: [usize; 3] = [1, 8, 32];
@@ -16,24 +17,6 @@ const TEXT: &str = "A small library that keeps its promises is worth more than a
 
 /// The text about it that the output shows.
 const SOURCE: &str = "activations of the model itself, in fp32, on a text of this program";
-
-struct Int8Layer {
-    weight: QuantizedWeight,
-    packed: PackedMatrix,
-}
-
-impl Int8Layer {
-    fn new(layer: &LinearLayer) -> fbgemm::Result<Self> {
-        let weight = fbgemm::quantize_weight(&layer.weight, layer.out_features, layer.in_features)?;
-        let packed = weight.pack()?;
-        Ok(Self { weight, packed })
-    }
-
-    /// What it holds in memory: the plain weight (to be stored or packed again) and the packed one.
-    fn bytes(&self) -> usize {
-        self.weight.data().len() + 4 * self.weight.col_offsets().len() + self.packed.bytes()
-    }
-}
 
 /// One batch size's medians.
 struct Timing {
@@ -83,65 +66,60 @@ fn measure() -> Result<(Vec<Row>, usize, f64), String> {
     let checkpoint = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let path = folder.join("vocab.txt");
     let vocabulary = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let model = MiniLm::load(&checkpoint, &vocabulary)?;
+    let mut model = ModelFile::parse(&checkpoint).and_then(|file| MiniLm::load(&file, &vocabulary)).map_err(said)?;
     drop(checkpoint);
     let tokens = model.tokens(TEXT);
 
-    let mut inputs: Vec<Option<Matrix>> = vec![None; model.layers.len()];
-    let exact = model.embed(&tokens, &mut |i, x| {
-        inputs[i] = Some(x.clone());
-        let layer = &model.layers[i];
-        let mut values = vec![0.0; x.rows * layer.out_features];
-        linear_f32(layer, &x.values, &mut values);
-        Ok(Matrix { rows: x.rows, columns: layer.out_features, values })
-    })?;
+    // The layers' inputs, by where each layer lies; then, as those are about to go, the fp32 layers.
+    let mut inputs: HashMap<*const Linear, Vec<f32>> = HashMap::new();
+    let exact = model.embed(&tokens, &mut |layer, x| drop(inputs.insert(layer, x.to_vec()))).map_err(said)?;
+    let mut floats = Vec::new();
+    model.visit_linear("", &mut |_, layer| {
+        if let Linear::Float(float) = layer {
+            floats.push((float.clone(), inputs.remove(&std::ptr::from_ref(layer)).unwrap_or_default()));
+        }
+    });
+
+    let report = quantize_linear_modules(&mut model, &QuantizeOptions::new()).map_err(said)?;
+    let ours = model.embed(&tokens, &mut |_, _| ()).map_err(said)?;
+    let similarity = exact.iter().zip(&ours).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
 
     let style = ProgressStyle::with_template("{msg:40} {bar:30} {pos}/{len}").expect("a fixed template");
-    let bar = ProgressBar::new(model.layers.len() as u64).with_style(style);
-    let (mut rows, mut int8_layers) = (Vec::new(), Vec::new());
-    for (layer, input) in model.layers.iter().zip(&inputs) {
-        bar.set_message(layer.name.clone());
-        let input = input.as_ref().ok_or_else(|| format!("the model never ran {}", layer.name))?;
-        let int8 = Int8Layer::new(layer).map_err(|e| format!("{}: {e}", layer.name))?;
-        rows.push(row(layer, &int8, input).map_err(|e| format!("{}: {e}", layer.name))?);
-        int8_layers.push(int8);
+    let bar = ProgressBar::new(floats.len() as u64).with_style(style);
+    let mut layers = Vec::new();
+    model.visit_linear("", &mut |_, layer| layers.push(layer));
+    let mut rows = Vec::new();
+    for ((about, layer), (float, input)) in report.layers.iter().zip(layers).zip(&floats) {
+        bar.set_message(about.name.clone());
+        rows.push(row(about, float, layer, input).map_err(|e| format!("{}: {e}", about.name))?);
         bar.inc(1);
     }
     bar.finish_and_clear();
-
-    let ours = model.embed(&tokens, &mut |i, x| {
-        let (layer, int8) = (&model.layers[i], &int8_layers[i]);
-        let values = fbgemm::linear_int8_weight(&x.values, &int8.weight, &int8.packed, Some(&layer.bias))
-            .map_err(|e| format!("{}: {e}", layer.name))?;
-        Ok(Matrix { rows: x.rows, columns: layer.out_features, values })
-    })?;
-    let similarity = exact.iter().zip(&ours).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
     Ok((rows, tokens.len(), similarity))
 }
 
-fn row(layer: &LinearLayer, int8: &Int8Layer, input: &Matrix) -> fbgemm::Result<Row> {
-    let (k, n) = (layer.in_features, layer.out_features);
+fn said(error: fbgemm::Error) -> String {
+    error.to_string()
+}
+
+fn row(about: &LayerReport, float: &FloatLinear, int8: &Linear, input: &[f32]) -> fbgemm::Result<Row> {
+    let (k, n) = (about.in_features, about.out_features);
     let mut error = 0.0;
     let mut timings = Vec::new();
     for batch in BATCHES {
-        let x = &input.values[..batch * k];
+        let x = &input[..batch * k];
         let (mut y, mut y32) = (vec![0.0; batch * n], vec![0.0; batch * n]);
         let mut failed = Ok(());
         let (int8, fp32) = medians(
-            || {
-                let bias = Some(&layer.bias[..]);
-                let result = fbgemm::linear_int8_weight_into(x, &int8.weight, &int8.packed, bias, &mut y);
-                failed = std::mem::replace(&mut failed, Ok(())).and(result);
-            },
-            || linear_f32(layer, x, &mut y32),
+            || failed = std::mem::replace(&mut failed, Ok(())).and(int8.forward_into(x, &mut y)),
+            || linear_f32(float, x, &mut y32),
         );
         failed?;
         error = relative_error(&y, &y32);
         timings.push(Timing { int8, fp32 });
     }
-    let shape = format!("{n}x{k}");
-    let bytes = [4 * (layer.weight.len() + n), int8.bytes() + 4 * n];
-    Ok(Row { name: layer.name.clone(), shape, bytes, error, timings })
+    let bytes = [about.bytes_before, about.bytes_after];
+    Ok(Row { name: about.name.clone(), shape: format!("{n}x{k}"), bytes, error, timings })
 }
 
 /// ‖y − exact‖ / ‖exact‖.
@@ -187,9 +165,9 @@ fn print_table(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) {
     println!("CPU: {}; FBGEMM uses {isa}.", info::cpu_name());
     println!("Input rows: {SOURCE}, {tokens} tokens (the first 1, 8 and 32).");
     println!("Times: medians of 15 after a warm-up, both in turn, weights warm in the caches.\n");
-    print!("{}", table::aligned(&cells));
+    print!("{}", table::aligned(&cells, true));
     println!("\nError: norm of int8 minus fp32, over the norm of fp32, at batch 32; in the last line, the mean.");
-    println!("MB int8 has the plain weight, to be stored, and the packed one.");
+    println!("MB: what a layer holds in memory, weight, bias and, in int8, offsets.");
     println!("Sentence embedding, all layers in int8 against all in fp32: cosine similarity {similarity:.4}.");
 }
 

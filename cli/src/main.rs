@@ -5,6 +5,7 @@ mod demo;
 mod fetch;
 mod info;
 mod minilm;
+mod quantize;
 mod table;
 mod verify;
 
@@ -34,6 +35,19 @@ enum Subcommands {
     },
     /// Show which FBGEMM this is, where it comes from, and what it uses on this CPU
     Info {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Quantize a checkpoint's linear layers, and store it
+    ///
+    /// A tensor counts as a linear layer's weight if it has 2 dimensions, floats, and a name that ends in `.weight`.
+    /// Embeddings (by their names), norms and all else stay as they are.
+    Quantize(quantize::Quantize),
+    /// Show what is in a quantized model or checkpoint, and that it can be loaded
+    Inspect {
+        /// A safetensors file
+        file: PathBuf,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -85,6 +99,8 @@ fn main() -> Exit {
     match Arguments::parse().command {
         Subcommands::Demo { json } => demo::run(json),
         Subcommands::Info { json } => info::run(json),
+        Subcommands::Quantize(arguments) => quantize::run(&arguments),
+        Subcommands::Inspect { file, json } => quantize::inspect(&file, json),
         Subcommands::Verify { files, json } => verify::run(&files, json),
     }
 }

@@ -1,81 +1,117 @@
-//! all-MiniLM-L6-v2 in plain fp32: where the demo's input rows come from.
+//! all-MiniLM-L6-v2: a BERT encoder whose linear layers are fp32 or int8, each by its name in the checkpoint.
 
+use fbgemm::{FloatLinear, Linear, LinearModules, ModelFile};
 use gemm::Parallelism;
-use safetensors::SafeTensors;
 use std::collections::HashMap;
 
 /// A BERT encoder's sizes that the checkpoint's tensors don't tell.
+const LAYERS: usize = 6;
 const HEADS: usize = 12;
 const LAYER_NORM_EPS: f32 = 1e-12;
 
-/// Row-major matrix: rows × columns.
-#[derive(Clone)]
-pub struct Matrix {
-    /// Number of rows.
-    pub rows: usize,
-    /// Number of columns.
-    pub columns: usize,
-    /// The values.
-    pub values: Vec<f32>,
-}
-
-/// A linear layer's parameters in fp32.
-pub struct LinearLayer {
-    /// Its dotted name, without `.weight`.
-    pub name: String,
-    /// Outputs.
-    pub out_features: usize,
-    /// Inputs.
-    pub in_features: usize,
-    /// `out_features` rows of `in_features`.
-    pub weight: Vec<f32>,
-    /// `out_features` values.
-    pub bias: Vec<f32>,
-}
-
-/// The model: linear layers by name, the rest of its tensors, its vocabulary.
+/// The model. Its fields are named as in the checkpoint, so that its linear layers are.
+#[derive(LinearModules)]
 pub struct MiniLm {
-    /// Every linear layer, in the order in which the model runs them.
-    pub layers: Vec<LinearLayer>,
-    others: HashMap<String, Matrix>,
+    #[linear(skip)]
+    embeddings: Embeddings,
+    encoder: Encoder,
+    /// In the checkpoint but not in the embedding.
+    pooler: Dense,
+    #[linear(skip)]
     vocabulary: HashMap<String, usize>,
 }
 
+struct Embeddings {
+    words: Matrix,
+    positions: Matrix,
+    kinds: Matrix,
+    norm: LayerNorm,
+}
+
+#[derive(LinearModules)]
+struct Encoder {
+    layer: Vec<Layer>,
+}
+
+#[derive(LinearModules)]
+struct Layer {
+    attention: Attention,
+    intermediate: Dense,
+    output: Output,
+}
+
+#[derive(LinearModules)]
+struct Attention {
+    #[linear(rename = "self")]
+    heads: SelfAttention,
+    output: Output,
+}
+
+#[derive(LinearModules)]
+struct SelfAttention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+}
+
+#[derive(LinearModules)]
+struct Dense {
+    dense: Linear,
+}
+
+/// A linear layer whose result is added to what came before, and normalized.
+#[derive(LinearModules)]
+struct Output {
+    dense: Linear,
+    #[linear(skip)]
+    norm: LayerNorm,
+}
+
+struct LayerNorm {
+    gain: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+/// Row-major: rows × columns.
+#[derive(Clone)]
+struct Matrix {
+    rows: usize,
+    columns: usize,
+    values: Vec<f32>,
+}
+
+/// Is shown each linear layer and its input before the layer runs.
+pub type Observer<'a> = dyn FnMut(&Linear, &[f32]) + 'a;
+
 impl MiniLm {
-    /// From the checkpoint's bytes and the vocabulary, one token a line.
-    pub fn load(checkpoint: &[u8], vocabulary: &str) -> Result<Self, String> {
-        let tensors = SafeTensors::deserialize(checkpoint).map_err(|e| e.to_string())?;
-        let mut matrices: HashMap<String, Matrix> = HashMap::new();
-        for (name, tensor) in tensors.tensors() {
-            if tensor.dtype() == safetensors::Dtype::F32 {
-                let (rows, columns) = match tensor.shape() {
-                    [rows, columns] => (*rows, *columns),
-                    [columns] => (1, *columns),
-                    _ => continue,
-                };
-                let bytes = tensor.data().chunks_exact(4);
-                let values = bytes.map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
-                matrices.insert(name, Matrix { rows, columns, values });
-            }
-        }
-        let mut layers = Vec::new();
-        for name in layer_names() {
-            let take = |matrices: &mut HashMap<String, Matrix>, part: &str| {
-                let full = format!("{name}.{part}");
-                matrices.remove(&full).ok_or(format!("the checkpoint has no tensor {full}"))
-            };
-            let weight = take(&mut matrices, "weight")?;
-            let bias = take(&mut matrices, "bias")?;
-            layers.push(LinearLayer {
-                out_features: weight.rows,
-                in_features: weight.columns,
-                weight: weight.values,
-                bias: bias.values,
-                name,
-            });
-        }
-        let vocabulary = vocabulary.lines().enumerate().map(|(id, token)| (token.to_string(), id)).collect();
-        Ok(Self { layers, others: matrices, vocabulary })
+    /// From the checkpoint, fp32 or quantized, and the vocabulary, one token a line.
+    pub fn load(file: &ModelFile, vocabulary: &str) -> fbgemm::Result<Self> {
+        let dense = |name: &str| Ok(Dense { dense: file.linear(name)? });
+        let output = |name: &str| {
+            Ok(Output {
+                dense: file.linear(&format!("{name}.dense"))?,
+                norm: LayerNorm::load(file, &format!("{name}.LayerNorm"))?,
+            })
+        };
+        let layer = |i: usize| {
+            let name = format!("encoder.layer.{i}");
+            let head = |part: &str| file.linear(&format!("{name}.attention.self.{part}"));
+            let heads = SelfAttention { query: head("query")?, key: head("key")?, value: head("value")? };
+            let attention = Attention { heads, output: output(&format!("{name}.attention.output"))? };
+            let intermediate = dense(&format!("{name}.intermediate.dense"))?;
+            Ok(Layer { attention, intermediate, output: output(&format!("{name}.output"))? })
+        };
+        Ok(Self {
+            embeddings: Embeddings {
+                words: Matrix::load(file, "embeddings.word_embeddings.weight")?,
+                positions: Matrix::load(file, "embeddings.position_embeddings.weight")?,
+                kinds: Matrix::load(file, "embeddings.token_type_embeddings.weight")?,
+                norm: LayerNorm::load(file, "embeddings.LayerNorm")?,
+            },
+            encoder: Encoder { layer: (0..LAYERS).map(layer).collect::<fbgemm::Result<_>>()? },
+            pooler: dense("pooler.dense")?,
+            vocabulary: vocabulary.lines().enumerate().map(|(id, token)| (token.to_string(), id)).collect(),
+        })
     }
 
     /// Token numbers of lower-case ASCII text: words and punctuation, each cut into the longest known pieces.
@@ -98,42 +134,27 @@ impl MiniLm {
         tokens
     }
 
-    /// The encoder's sentence embedding (mean over tokens, unit length). `linear` computes each linear layer, by its
-    /// number in `layers`, for the rows it is given.
-    pub fn embed(
-        &self,
-        tokens: &[usize],
-        linear: &mut impl FnMut(usize, &Matrix) -> Result<Matrix, String>,
-    ) -> Result<Vec<f32>, String> {
-        let words = self.other("embeddings.word_embeddings.weight")?;
-        let positions = self.other("embeddings.position_embeddings.weight")?;
-        let kinds = self.other("embeddings.token_type_embeddings.weight")?;
+    /// The sentence embedding (mean over tokens, unit length).
+    pub fn embed(&self, tokens: &[usize], observe: &mut Observer) -> fbgemm::Result<Vec<f32>> {
+        let Embeddings { words, positions, kinds, norm } = &self.embeddings;
         let width = words.columns;
         let mut hidden = Matrix { rows: tokens.len(), columns: width, values: Vec::new() };
         for (position, &token) in tokens.iter().enumerate() {
-            let row = |matrix: &Matrix, i: usize| matrix.values[i * width..][..width].to_vec();
-            let (word, position) = (row(words, token), row(positions, position));
+            let (word, position) = (words.row(token), positions.row(position));
             hidden.values.extend((0..width).map(|i| word[i] + kinds.values[i] + position[i]));
         }
-        self.layer_norm("embeddings.LayerNorm", &mut hidden)?;
-        for layer in 0..self.layers.len() / 6 {
-            let prefix = format!("encoder.layer.{layer}");
-            let query = linear(6 * layer, &hidden)?;
-            let key = linear(6 * layer + 1, &hidden)?;
-            let value = linear(6 * layer + 2, &hidden)?;
-            let mut attended = linear(6 * layer + 3, &attention(&query, &key, &value))?;
-            add(&mut attended, &hidden);
-            self.layer_norm(&format!("{prefix}.attention.output.LayerNorm"), &mut attended)?;
-            let mut inner = linear(6 * layer + 4, &attended)?;
+        norm.apply(&mut hidden);
+        for Layer { attention, intermediate, output } in &self.encoder.layer {
+            let query = run(&attention.heads.query, &hidden, observe)?;
+            let key = run(&attention.heads.key, &hidden, observe)?;
+            let value = run(&attention.heads.value, &hidden, observe)?;
+            let attended = attention.output.run(&attend(&query, &key, &value), &hidden, observe)?;
+            let mut inner = run(&intermediate.dense, &attended, observe)?;
             inner.values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + libm::erff(*x / std::f32::consts::SQRT_2)));
-            hidden = linear(6 * layer + 5, &inner)?;
-            add(&mut hidden, &attended);
-            self.layer_norm(&format!("{prefix}.output.LayerNorm"), &mut hidden)?;
+            hidden = output.run(&inner, &attended, observe)?;
         }
-        if self.layers.len() % 6 == 1 {
-            // The pooler is in the checkpoint but not in the embedding: run it on every row for its figures alone.
-            linear(self.layers.len() - 1, &hidden)?;
-        }
+        // Of no effect on the embedding: run on every row for its figures alone.
+        run(&self.pooler.dense, &hidden, observe)?;
         let mut embedding = vec![0.0; width];
         for row in hidden.values.chunks_exact(width) {
             embedding.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
@@ -142,48 +163,63 @@ impl MiniLm {
         embedding.iter_mut().for_each(|x| *x /= length);
         Ok(embedding)
     }
+}
 
-    fn other(&self, name: &str) -> Result<&Matrix, String> {
-        self.others.get(name).ok_or_else(|| format!("the checkpoint has no tensor {name}"))
+fn run(layer: &Linear, x: &Matrix, observe: &mut Observer) -> fbgemm::Result<Matrix> {
+    observe(layer, &x.values);
+    Ok(Matrix { rows: x.rows, columns: layer.out_features(), values: layer.forward(&x.values)? })
+}
+
+impl Output {
+    fn run(&self, x: &Matrix, before: &Matrix, observe: &mut Observer) -> fbgemm::Result<Matrix> {
+        let mut y = run(&self.dense, x, observe)?;
+        y.values.iter_mut().zip(&before.values).for_each(|(a, b)| *a += b);
+        self.norm.apply(&mut y);
+        Ok(y)
+    }
+}
+
+impl LayerNorm {
+    fn load(file: &ModelFile, name: &str) -> fbgemm::Result<Self> {
+        let part = |part: &str| Ok(file.tensor_f32(&format!("{name}.{part}"))?.1);
+        Ok(Self { gain: part("weight")?, shift: part("bias")? })
     }
 
-    fn layer_norm(&self, name: &str, x: &mut Matrix) -> Result<(), String> {
-        let gain = &self.other(&format!("{name}.weight"))?.values;
-        let shift = &self.other(&format!("{name}.bias"))?.values;
+    fn apply(&self, x: &mut Matrix) {
         for row in x.values.chunks_exact_mut(x.columns) {
             let n = row.len() as f32;
             let mean = row.iter().sum::<f32>() / n;
             let variance = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / n;
             let scale = 1.0 / (variance + LAYER_NORM_EPS).sqrt();
             for (i, v) in row.iter_mut().enumerate() {
-                *v = (*v - mean) * scale * gain[i] + shift[i];
+                *v = (*v - mean) * scale * self.gain[i] + self.shift[i];
             }
         }
-        Ok(())
     }
 }
 
-/// The model's linear layers in the order in which it runs them.
-fn layer_names() -> Vec<String> {
-    const OF_LAYER: [&str; 6] = [
-        "attention.self.query",
-        "attention.self.key",
-        "attention.self.value",
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    ];
-    let layers = (0..6).flat_map(|i| OF_LAYER.map(|name| format!("encoder.layer.{i}.{name}")));
-    layers.chain(["pooler.dense".to_string()]).collect()
+impl Matrix {
+    fn load(file: &ModelFile, name: &str) -> fbgemm::Result<Self> {
+        let (shape, values) = file.tensor_f32(name)?;
+        let columns = shape.last().copied().unwrap_or(1);
+        Ok(Self { rows: values.len() / columns.max(1), columns, values })
+    }
+
+    fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.columns..][..self.columns]
+    }
 }
 
 /// y = x·Wᵀ + b in fp32 by the `gemm` crate, on this thread, into `y` (rows × out_features).
-pub fn linear_f32(layer: &LinearLayer, x: &[f32], y: &mut [f32]) {
-    let (n, k) = (layer.out_features, layer.in_features);
+pub fn linear_f32(layer: &FloatLinear, x: &[f32], y: &mut [f32]) {
+    let (n, k) = (layer.out_features(), layer.in_features());
     let m = x.len() / k;
-    assert!(x.len() == m * k && y.len() == m * n && layer.weight.len() == n * k);
-    y.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(&layer.bias));
-    multiply((m, n, k), x, (1, k), &layer.weight, (k, 1), y, true);
+    assert!(x.len() == m * k && y.len() == m * n);
+    match layer.bias() {
+        Some(bias) => y.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
+        None => y.fill(0.0),
+    }
+    multiply((m, n, k), x, (1, k), layer.weight(), (k, 1), y, true);
 }
 
 /// y (+)= a·b, with (column stride, row stride) of `a` and `b`; `y` is m × n, row-major.
@@ -227,7 +263,7 @@ fn multiply(
     }
 }
 
-fn attention(query: &Matrix, key: &Matrix, value: &Matrix) -> Matrix {
+fn attend(query: &Matrix, key: &Matrix, value: &Matrix) -> Matrix {
     let (tokens, width) = (query.rows, query.columns);
     let head = width / HEADS;
     let mut result = Matrix { rows: tokens, columns: width, values: vec![0.0; tokens * width] };
@@ -248,8 +284,4 @@ fn attention(query: &Matrix, key: &Matrix, value: &Matrix) -> Matrix {
         }
     }
     result
-}
-
-fn add(to: &mut Matrix, from: &Matrix) {
-    to.values.iter_mut().zip(&from.values).for_each(|(a, b)| *a += b);
 }

@@ -1,8 +1,8 @@
 //! Tables for the terminal.
 
-/// Rows of cells as text: the first column to the left, the others to the right, a line under the heading and
-/// above the last row.
-pub fn aligned(rows: &[Vec<String>]) -> String {
+/// Rows of cells as text: the first column to the left, the others to the right, a line under the heading and, where
+/// the last row is a total, above it.
+pub fn aligned(rows: &[Vec<String>], total: bool) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
     let widths: Vec<usize> = (0..columns).filter_map(width).collect();
@@ -16,7 +16,7 @@ pub fn aligned(rows: &[Vec<String>]) -> String {
                 _ => format!("  {cell:>width$}"),
             };
         }
-        if i + 1 == rows.len() && i > 1 {
+        if total && i + 1 == rows.len() {
             text += &format!("{line}\n");
         }
         text += &format!("{}\n", cells.trim_end());

@@ -1,5 +1,12 @@
 //! The program as a user runs it: what it prints, its exit codes, and a shipped copy of it.
 
+#[path = "../../src/fetch.rs"]
+mod fetch;
+#[path = "../../src/minilm.rs"]
+#[allow(dead_code, reason = "the program uses more of it")]
+mod minilm;
+mod quantize;
+
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -191,7 +198,8 @@ fn an_unsupported_cpu_exits_with_3() {
         println!("NOT RUN: qemu-x86_64 (package qemu-user) is not installed");
         return;
     }
-    for arguments in [&["info"][..], &["demo"], &["verify", &golden("hazards-avx2")]] {
+    let golden = golden("hazards-avx2");
+    for arguments in [&["info"][..], &["demo"], &["verify", &golden], &["quantize", &golden, "out"]] {
         let output = qemu(arguments).unwrap();
         assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("lacks AVX2"), "{}", stderr(&output));

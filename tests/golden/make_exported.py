@@ -1,0 +1,120 @@
+"""Make the files in exported/: a small model written by examples/export.py, and what PyTorch computes with it.
+
+    python make_exported.py        needs torch 2.14 (x86_64, a CPU with AVX-512 VNNI), numpy, safetensors
+
+model.safetensors             the model, see `Model`; metadata fbgemm_format
+outputs-ISA.safetensors       LAYER/input and LAYER/output (F32) for each of its int8 layers: the output of
+                              torch.fbgemm_linear_int8_weight with the file's tensors, FBGEMM limited to ISA by its own
+                              variable; metadata format ("fbgemm-exported-1"), torch, cpu, fbgemm_isa
+
+The operation demands a bias: layers without one got zeros. That can change nothing but the sign of an output that is
+zero, and no output is. Each input has one row, the first, that saturates where the CPU has no VNNI.
+"""
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE / "exported"
+MODEL = OUT / "model.safetensors"
+ISAS = ("AVX2", "AVX512", "AVX512_E1")
+sys.path.insert(0, str(HERE.parent.parent / "examples"))
+warnings.simplefilter("ignore")  # the operations are deprecated
+torch.set_num_threads(1)
+
+
+class AlreadyInt8(torch.nn.Module):
+    """A layer as PyTorch's old torch.jit.quantized.QuantizedLinear held it, packed form included."""
+
+    def __init__(self, out_features, in_features):
+        super().__init__()
+        float_weight = torch.randn(out_features, in_features)
+        weight, col_offsets, self.scale, self.zero_point = torch.fbgemm_linear_quantize_weight(float_weight)
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.col_offsets = torch.nn.Parameter(col_offsets, requires_grad=False)
+        self.bias = torch.nn.Parameter(torch.randn(out_features), requires_grad=False)
+        self.register_buffer("packed_tensor_ptr", torch.fbgemm_pack_quantized_matrix(weight))
+
+
+def folder(**children):
+    return torch.nn.ModuleDict(children)
+
+
+def model():
+    """Names as in a BERT; the decoder's weight is the embedding's."""
+    torch.manual_seed(20)
+    linear = torch.nn.Linear
+    layer_0 = folder(
+        attention=folder(query=linear(24, 24), value=linear(24, 24, bias=False)),
+        intermediate=linear(24, 67),
+        output=folder(dense=linear(67, 24), norm=torch.nn.LayerNorm(24)),
+    )
+    layer_1 = folder(attention=folder(query=linear(24, 40).double()))
+    out = folder(
+        embeddings=folder(word=torch.nn.Embedding(31, 24)),
+        encoder=folder(layer=torch.nn.ModuleList([layer_0, layer_1])),
+        pooler=AlreadyInt8(19, 33),
+        decoder=linear(24, 31, bias=False),
+        classifier=linear(19, 5),
+    )
+    out.embeddings.register_buffer("position_ids", torch.arange(16).reshape(1, 16))
+    out.decoder.weight = out.embeddings.word.weight
+    return out
+
+
+def make_outputs(isa):
+    stored, outputs = load_file(MODEL), {}
+    with safe_open(MODEL, "pt") as file:
+        assert file.metadata() == {"fbgemm_format": "1"}
+    rng = np.random.default_rng(21)
+    for name in sorted(key.removesuffix(".col_offsets") for key in stored if key.endswith(".col_offsets")):
+        weight, scale, zero_point, col_offsets = (
+            stored[f"{name}.{part}"] for part in ("weight", "scale", "zero_point", "col_offsets")
+        )
+        n, k = weight.shape
+        x = torch.from_numpy(rng.uniform(-0.5, 3, (int(rng.integers(2, 9)), k)).astype(np.float32))
+        x[0] = 3
+        packed = torch.fbgemm_pack_quantized_matrix(weight)
+        bias = stored.get(f"{name}.bias", torch.zeros(n))
+        y = torch.fbgemm_linear_int8_weight(x, weight, packed, col_offsets, scale.item(), zero_point.item(), bias)
+        assert (y != 0).all(), name
+        outputs |= {f"{name}/input": x, f"{name}/output": y}
+    meta = {"format": "fbgemm-exported-1", "torch": torch.__version__, "fbgemm_isa": isa}
+    meta["cpu"] = torch.backends.cpu.get_cpu_capability()
+    save_file(outputs, OUT / f"outputs-{isa.lower()}.safetensors", metadata=meta)
+
+
+def check_outputs():
+    avx2, avx512, vnni = (load_file(OUT / f"outputs-{isa.lower()}.safetensors") for isa in ISAS)
+    assert avx2.keys() == avx512.keys() == vnni.keys()
+    for name in avx2:
+        assert torch.equal(avx2[name], avx512[name]), name
+        if name.endswith("/output"):
+            differ = (avx2[name] != vnni[name]).any(1)
+            print(f"{name}: {list(differ.shape)[0]} rows, {int(differ.sum())} of them other numbers with VNNI")
+            assert differ[0], f"{name}: the saturating row does not saturate"
+        else:
+            assert torch.equal(avx2[name], vnni[name]), name
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        make_outputs(sys.argv[1])
+        sys.exit()
+    if "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
+        sys.exit("this CPU has no AVX-512 VNNI: FBGEMM would ignore the limits")
+    from export import export
+
+    OUT.mkdir(exist_ok=True)
+    export(model(), MODEL, exclude=["class*"])
+    for isa in ISAS:  # FBGEMM reads the variable once: a process each
+        limited = dict(os.environ, FBGEMM_ENABLE_INSTRUCTIONS=isa)
+        subprocess.run([sys.executable, __file__, isa], env=limited, check=True)
+    check_outputs()

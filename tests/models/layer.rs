@@ -1,0 +1,195 @@
+//! One layer: its results, its number types, its stored forms.
+
+use crate::cases::CaseFile;
+use crate::{bits, folder, golden, numbers};
+use fbgemm::{
+    Error, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, load_linear_modules, quantize_weight,
+    save_linear_modules,
+};
+use std::collections::BTreeMap;
+
+fn layer(seed: u64) -> QuantizedLinear {
+    let (weight, bias) = (numbers(24 * 40, seed, 0.1), numbers(24, seed + 1, 1.0));
+    QuantizedLinear::new(&weight, Some(&bias), 24, 40).unwrap()
+}
+
+#[test]
+fn it_gives_the_operations_bits() {
+    let (weight, bias, input) = (numbers(24 * 40, 1, 0.1), numbers(24, 2, 1.0), numbers(2 * 3 * 40, 3, 4.0));
+    let q = quantize_weight(&weight, 24, 40).unwrap();
+    let packed = q.pack().unwrap();
+    for bias in [Some(&bias[..]), None] {
+        let expected = fbgemm::linear_int8_weight(&input, &q, &packed, bias).unwrap();
+        let layer = QuantizedLinear::new(&weight, bias, 24, 40).unwrap();
+        assert_eq!(bits(&layer.forward(&input).unwrap()), bits(&expected));
+        let mut output = vec![0.0; expected.len()];
+        layer.forward_into(&input, &mut output).unwrap();
+        assert_eq!(bits(&output), bits(&expected));
+        assert_eq!(bits(&Linear::from(layer.clone()).forward(&input).unwrap()), bits(&expected));
+        let parts =
+            QuantizedWeight::from_parts(q.data().into(), q.col_offsets().into(), q.scale(), q.zero_point(), 24, 40);
+        let again = PortableLinear::new(parts.unwrap(), bias.map(<[f32]>::to_vec)).unwrap().pack().unwrap();
+        assert_eq!(bits(&again.forward(&input).unwrap()), bits(&expected));
+        assert_eq!((layer.out_features(), layer.in_features(), layer.bias()), (24, 40, bias));
+    }
+    assert!(layer(1).forward::<f32>(&[]).unwrap().is_empty());
+}
+
+/// PyTorch's modules for half types compute in float and round the result.
+#[test]
+fn other_number_types_are_computed_in_f32_and_rounded() {
+    let layer = layer(5);
+    let input = numbers(3 * 40, 6, 4.0);
+    // Values that every type holds exactly, so that each must give the rounded result of the same f32 input.
+    let input: Vec<f32> =
+        input.iter().map(|&x| half::bf16::from_f32(half::f16::from_f32(x).to_f32()).to_f32()).collect();
+    let exact: Vec<f32> = layer.forward(&input).unwrap();
+    let f64s: Vec<f64> = layer.forward(&input.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).unwrap();
+    assert_eq!(f64s, exact.iter().map(|&y| f64::from(y)).collect::<Vec<_>>());
+    let f16s = layer.forward(&input.iter().map(|&x| half::f16::from_f32(x)).collect::<Vec<_>>()).unwrap();
+    assert_eq!(f16s, exact.iter().map(|&y| half::f16::from_f32(y)).collect::<Vec<_>>());
+    let bf16s = layer.forward(&input.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()).unwrap();
+    assert_eq!(bf16s, exact.iter().map(|&y| half::bf16::from_f32(y)).collect::<Vec<_>>());
+    let float = Linear::new(vec![0.5; 16], None, 4, 4).unwrap();
+    assert_eq!(float.forward(&[1.0f64, 2.0, 3.0, 4.0]).unwrap(), [5.0; 4]);
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_and_leaves_the_output() {
+    let layer = layer(7);
+    let mut output = vec![7.0f32; 24];
+    assert_eq!(layer.forward_into(&[1.0; 41], &mut output), Err(Error::PartialRow { given: 41, in_features: 40 }));
+    let short = Error::WrongLength { what: "output", given: 23, expected: 24 };
+    assert_eq!(layer.forward_into(&[1.0; 40], &mut output[..23]), Err(short));
+    let mut doubles = [7.0f64; 24];
+    let error = layer.forward_into(&[1e300f64; 40], &mut doubles).unwrap_err();
+    assert!(matches!(error, Error::NotFinite { what: "input", index: 0, .. }), "{error}");
+    assert_eq!((&output[..], doubles), (&[7.0; 24][..], [7.0; 24]));
+    let bias = Error::WrongLength { what: "bias", given: 3, expected: 24 };
+    assert_eq!(QuantizedLinear::new(&numbers(24 * 40, 1, 1.0), Some(&[0.0; 3]), 24, 40).unwrap_err(), bias);
+    for (n, k) in [(0, 40), (24, 0)] {
+        assert!(matches!(QuantizedLinear::new(&[], None, n, k), Err(Error::ZeroDimension { .. })));
+        assert!(matches!(Linear::new(vec![], None, n, k), Err(Error::ZeroDimension { .. })));
+    }
+    let float = Linear::new(vec![0.5; 16], Some(vec![0.0; 4]), 4, 4).unwrap();
+    assert!(matches!(float.forward(&[1.0f32; 5]), Err(Error::PartialRow { given: 5, in_features: 4 })));
+    assert!(matches!(float.forward_into(&[1.0f32; 4], &mut [0.0; 5]), Err(Error::WrongLength { given: 5, .. })));
+}
+
+#[test]
+fn fp32_layers_compute_in_fp32() {
+    let (weight, bias, input) = (numbers(7 * 5, 1, 1.0), numbers(7, 2, 1.0), numbers(3 * 5, 3, 1.0));
+    let layer = Linear::new(weight.clone(), Some(bias.clone()), 7, 5).unwrap();
+    let output: Vec<f32> = layer.forward(&input).unwrap();
+    for (i, y) in output.iter().enumerate() {
+        let (row, n) = (i / 7, i % 7);
+        let products = (0..5).map(|k| f64::from(input[row * 5 + k]) * f64::from(weight[n * 5 + k]));
+        let exact = products.sum::<f64>() + f64::from(bias[n]);
+        assert!((f64::from(*y) - exact).abs() < 1e-6, "{i}: {y} is not {exact}");
+    }
+}
+
+/// PyTorch's stored cases as one model, stored and loaded in between.
+#[test]
+fn pytorchs_outputs_come_out_of_layers_that_were_stored_and_loaded() {
+    let exact = fbgemm::cpu_support().unwrap().sums_pairs_exactly();
+    let mut model: BTreeMap<String, Linear> = BTreeMap::new();
+    let mut expected = BTreeMap::new();
+    for entry in std::fs::read_dir(golden("")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        let file = CaseFile::parse(&bytes).unwrap();
+        if file.pairs_were_exact() != Some(exact) {
+            continue;
+        }
+        for case in file.cases().unwrap().iter().filter(|case| case.op == "linear_int8_weight") {
+            let (shape, weight) = case.tensor::<f32>("weight").unwrap();
+            let (bias, input) = (case.tensor::<f32>("bias").unwrap().1, case.tensor::<f32>("input").unwrap().1);
+            let layer = QuantizedLinear::new(&weight, Some(&bias), shape[0], shape[1]).unwrap();
+            let name = format!("{}/{}", path.file_stem().unwrap().to_string_lossy(), case.name);
+            model.insert(name.clone(), layer.into());
+            expected.insert(name, (input, case.tensor::<f32>("output").unwrap().1));
+        }
+    }
+    assert!(model.len() >= 90, "{}", model.len());
+
+    let path = folder("golden").join("model.safetensors");
+    save_linear_modules(&model, &[], &path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let file = ModelFile::parse(&bytes).unwrap();
+    // Into a model of other weights.
+    for layer in model.values_mut() {
+        let (n, k) = (layer.out_features(), layer.in_features());
+        *layer = Linear::new(vec![0.0; n * k], None, n, k).unwrap();
+    }
+    load_linear_modules(&mut model, &file, 2).unwrap();
+    for (name, (input, output)) in &expected {
+        assert!(model[name].is_quantized());
+        assert_eq!(bits(&model[name].forward(input).unwrap()), bits(output), "{name}");
+    }
+}
+
+#[test]
+fn serde_stores_the_plain_weight_and_packs_on_loading() {
+    let layer = layer(11);
+    let input = numbers(4 * 40, 12, 2.0);
+    let expected = bits(&layer.forward(&input).unwrap());
+    let json = serde_json::to_string(&layer).unwrap();
+    assert_eq!(json, serde_json::to_string(&layer.to_portable().unwrap()).unwrap());
+    let again: QuantizedLinear = serde_json::from_str(&json).unwrap();
+    assert_eq!(bits(&again.forward(&input).unwrap()), expected);
+
+    let float = Linear::new(numbers(12, 1, 1.0), None, 3, 4).unwrap();
+    let both = serde_json::to_string(&[Linear::from(layer), float.clone()]).unwrap();
+    let both: [Linear; 2] = serde_json::from_str(&both).unwrap();
+    assert_eq!(bits(&both[0].forward(&input).unwrap()), expected);
+    let four = [1.0, 2.0, 3.0, 4.0];
+    assert_eq!(bits(&both[1].forward(&four).unwrap()), bits(&float.forward(&four).unwrap()));
+}
+
+#[test]
+fn serde_refuses_what_does_not_belong_together() {
+    let mut stored = serde_json::to_value(layer(13)).unwrap();
+    stored["bias"][0] = 0.25.into();
+    serde_json::from_value::<QuantizedLinear>(stored.clone()).unwrap();
+    for (key, value, said) in [
+        ("version", 2.into(), "layout version 2, expected 1"),
+        ("scale", 0.0.into(), "scale"),
+        ("scale", (-1.0).into(), "scale"),
+        ("zero_point", 128.into(), "zero_point"),
+        ("zero_point", 1.into(), "col_offsets"),
+        ("out_features", 23.into(), "expected 920"),
+        ("out_features", 0.into(), "out_features"),
+        ("in_features", u64::MAX.into(), "weight"),
+        ("bias", vec![1.0; 23].into(), "bias has 23 elements, expected 24"),
+        ("packed", vec![1; 3].into(), "unknown field `packed`"),
+    ] {
+        let mut changed = stored.clone();
+        changed[key] = value;
+        let error = serde_json::from_value::<QuantizedLinear>(changed).unwrap_err().to_string();
+        assert!(error.contains(said), "{key}: {error}");
+    }
+    let float = serde_json::to_string(&Linear::new(vec![1.0; 4], None, 2, 2).unwrap()).unwrap();
+    let error = serde_json::from_str::<Linear>(&float.replace("\"in_features\":2", "\"in_features\":3")).unwrap_err();
+    assert!(error.to_string().contains("expected 6"), "{error}");
+}
+
+#[test]
+fn eight_threads_on_one_layer_get_the_same_bits() {
+    let layer = layer(17);
+    std::thread::scope(|threads| {
+        for seed in 0..8 {
+            let layer = layer.clone();
+            threads.spawn(move || {
+                let input = numbers(5 * 40, seed, 3.0);
+                let first: Vec<f32> = layer.forward(&input).unwrap();
+                for _ in 0..100 {
+                    assert_eq!(bits(&layer.forward(&input).unwrap()), bits(&first));
+                }
+            });
+        }
+    });
+}

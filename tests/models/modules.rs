@@ -1,0 +1,123 @@
+//! Quantizing a whole model: which layers, what is reported, what is refused.
+
+use crate::{bits, numbers};
+use fbgemm::{Error, Linear, QuantizeOptions, QuantizedLinear, Skipped, quantize_linear_modules, quantize_weight};
+use std::collections::BTreeMap;
+
+type Model = BTreeMap<String, Vec<Linear>>;
+
+fn float(n: usize, k: usize, seed: u64) -> Linear {
+    Linear::new(numbers(n * k, seed, 0.1), Some(numbers(n, seed + 1, 1.0)), n, k).unwrap()
+}
+
+/// Layers encoder.0 (32x16), encoder.1 (16x32), head.0 (4x16).
+fn model() -> Model {
+    Model::from([
+        ("encoder".to_string(), vec![float(32, 16, 1), float(16, 32, 2)]),
+        ("head".to_string(), vec![float(4, 16, 3)]),
+    ])
+}
+
+fn outcomes(options: &QuantizeOptions) -> Vec<Result<(), Skipped>> {
+    let report = quantize_linear_modules(&mut model(), options).unwrap();
+    report.layers.iter().map(|layer| layer.outcome.map(|_| ())).collect()
+}
+
+#[test]
+fn options_choose_by_pattern_closure_and_size() {
+    use Skipped::*;
+    let options = QuantizeOptions::new;
+    assert_eq!(outcomes(&options()), [Ok(()); 3]);
+    assert_eq!(outcomes(&options().include("encoder.*")), [Ok(()), Ok(()), Err(NotIncluded)]);
+    assert_eq!(outcomes(&options().include("encoder.?").exclude("*.1")), [Ok(()), Err(Excluded), Err(NotIncluded)]);
+    assert_eq!(outcomes(&options().include("head.0").include("*.1")), [Err(NotIncluded), Ok(()), Ok(())]);
+    assert_eq!(outcomes(&options().exclude("head.0")), [Ok(()), Ok(()), Err(Excluded)]);
+    assert_eq!(outcomes(&options().min_features(16)), [Ok(()), Ok(()), Err(TooSmall)]);
+    let wide = options().filter(|name, out_features, in_features| out_features > in_features && name != "x");
+    assert_eq!(outcomes(&wide), [Ok(()), Err(Filtered), Err(Filtered)]);
+}
+
+#[test]
+fn a_pattern_that_matches_nothing_and_nothing_to_do_are_errors() {
+    let refused = |options: QuantizeOptions| {
+        let mut model = model();
+        let before = format!("{model:?}");
+        let error = quantize_linear_modules(&mut model, &options).unwrap_err();
+        assert_eq!(format!("{model:?}"), before, "the model is as it was");
+        error
+    };
+    let unused = |pattern: &str| Error::UnusedPattern { pattern: pattern.to_string() };
+    assert_eq!(refused(QuantizeOptions::new().include("encoder")), unused("encoder"));
+    assert_eq!(refused(QuantizeOptions::new().include("*").exclude("*.7")), unused("*.7"));
+    assert_eq!(refused(QuantizeOptions::new().exclude("*")), Error::NothingToQuantize { layers: 3 });
+    assert_eq!(refused(QuantizeOptions::new().min_features(1000)), Error::NothingToQuantize { layers: 3 });
+    let none = quantize_linear_modules(&mut Model::new(), &QuantizeOptions::new());
+    assert_eq!(none.unwrap_err(), Error::NothingToQuantize { layers: 0 });
+    let mut model = model();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("head.*")).unwrap();
+    let again = quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap();
+    let again: Vec<_> = again.layers.iter().map(|layer| layer.outcome.err()).collect();
+    assert_eq!(again, [Some(Skipped::AlreadyQuantized), Some(Skipped::AlreadyQuantized), None]);
+    let third = quantize_linear_modules(&mut model, &QuantizeOptions::new());
+    assert_eq!(third.unwrap_err(), Error::NothingToQuantize { layers: 3 });
+}
+
+#[test]
+fn a_weight_that_is_not_finite_names_its_layer_and_leaves_the_model() {
+    let mut model = model();
+    let mut weight = numbers(4 * 16, 3, 0.1);
+    weight[9] = f32::NAN;
+    model.get_mut("head").unwrap()[0] = Linear::new(weight, None, 4, 16).unwrap();
+    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap_err();
+    assert_eq!(error.to_string(), r#"layer "head.0": weight[9] is NaN, expected a finite number"#);
+    assert!(model.values().flatten().all(|layer| !layer.is_quantized()));
+    // It is of no matter in a layer that stays.
+    quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("head.*")).unwrap();
+}
+
+#[test]
+fn layers_compute_what_quantizing_them_alone_gives() {
+    let mut quantized = model();
+    quantize_linear_modules(&mut quantized, &QuantizeOptions::new()).unwrap();
+    for (name, layers) in model() {
+        for (i, layer) in layers.iter().enumerate() {
+            let Linear::Float(float) = layer else { unreachable!() };
+            let (n, k) = (float.out_features(), float.in_features());
+            let alone = QuantizedLinear::new(float.weight(), float.bias(), n, k).unwrap();
+            let input = numbers(3 * k, 9, 2.0);
+            let ours: Vec<f32> = quantized[&name][i].forward(&input).unwrap();
+            assert_eq!(bits(&ours), bits(&alone.forward(&input).unwrap()), "{name}.{i}");
+        }
+    }
+}
+
+#[test]
+fn the_report_has_names_shapes_bytes_errors_and_saturating_shares() {
+    // In every other row all weights are the largest, so that all pairs of it can saturate: half of the pairs.
+    let weight: Vec<f32> = (0..8 * 10).map(|i| if i / 10 % 2 == 0 { 1.0 } else { 0.001 }).collect();
+    let mut model = Model::from([
+        ("even".to_string(), vec![Linear::new(weight.clone(), None, 8, 10).unwrap()]),
+        ("head".to_string(), vec![float(4, 16, 3)]),
+    ]);
+    let report = quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("head.0")).unwrap();
+    let [even, head] = &report.layers[..] else { panic!("{report:?}") };
+    assert_eq!((even.name.as_str(), even.out_features, even.in_features), ("even.0", 8, 10));
+    assert_eq!((even.bytes_before, even.bytes_after), (4 * 80, model["even"][0].bytes()));
+    let Ok(about) = even.outcome else { panic!("{report:?}") };
+    // One step of 1/255 with 0 at -128: the largest is 127, and 0.001 rounds to 0, and pairs of (127, 127) saturate,
+    // as do those of (-128, -128).
+    let q = quantize_weight(&weight, 8, 10).unwrap();
+    assert_eq!((q.data()[0], q.data()[10]), (127, -128));
+    assert_eq!(about.saturating_share, 1.0);
+    let lost = (40.0 * 0.001f64.powi(2)).sqrt() / (40.0 + 40.0 * 0.001f64.powi(2)).sqrt();
+    assert!((about.relative_error - lost).abs() < 1e-9, "{} is not {lost}", about.relative_error);
+    assert_eq!((head.outcome, head.bytes_before), (Err(Skipped::Excluded), head.bytes_after));
+    assert_eq!(report.quantized().count(), 1);
+    assert_eq!(report.bytes(), (320 + head.bytes_after, even.bytes_after + head.bytes_after));
+    let table = report.to_string();
+    let widths: Vec<usize> = table.lines().filter(|line| line.contains('%')).map(|line| line.chars().count()).collect();
+    assert!(widths.windows(2).all(|w| w[0] == w[1]) && widths.len() == 1, "{table}");
+    for part in ["layer", "even.0", "8x10", "100.000%", "fp32: excluded", "1 of 2 in int8"] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+}
