@@ -194,6 +194,10 @@ pub enum Error {
         source: Box<Error>,
     },
 
+    /// A layer has no weight: it was never loaded, or unloaded.
+    #[error("the layer's weight is not loaded, expected it to be loaded from a file first")]
+    NotLoaded,
+
     /// A model's layer has another shape than the file's of the same name.
     #[error(
         "the file has {file_out}x{file_in}, the model expected {model_out}x{model_in} (out_features x in_features)"

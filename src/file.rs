@@ -395,7 +395,7 @@ pub struct PlainTensor<'a> {
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::WrongLength`] for a plain tensor whose values don't fill its shape;
-/// [`Error::DuplicateName`] where two tensors have one name.
+/// [`Error::DuplicateName`] where two tensors have one name; [`Error::InLayer`] around [`Error::NotLoaded`].
 pub fn save_linear_modules(
     model: &(impl LinearModules + ?Sized),
     others: &[PlainTensor],
@@ -411,6 +411,7 @@ pub fn save_linear_modules(
             Ok(vec![le_bytes(values, f32::to_le_bytes).into()])
         }));
     }
+    let mut unloaded = None;
     model.visit_linear("", &mut |name, layer| {
         let (n, k, bias) = (layer.out_features(), layer.in_features(), layer.bias());
         parts.push(match layer {
@@ -426,8 +427,12 @@ pub fn save_linear_modules(
                 let (weight, bias) = layer.to_portable()?.into_parts();
                 Ok(quantized_bytes(weight, bias.as_deref()))
             }),
+            Linear::Unloaded { .. } => return unloaded = unloaded.take().or(Some(name.to_string())),
         });
     });
+    if let Some(name) = unloaded {
+        return Err(Error::NotLoaded.in_layer(&name));
+    }
     write(parts, BTreeMap::new(), path.as_ref(), &mut |_| {})
 }
 

@@ -31,7 +31,7 @@ pub use layer::{PortableLinear, QuantizedLinear};
 pub use linear::{linear_int8_weight, linear_int8_weight_into, linear_int8_weight_tasks};
 pub use model::{
     FloatLinear, LayerReport, Linear, LinearModules, QuantizeOptions, QuantizeReport, Skipped, WeightReport, join_name,
-    quantize_linear_modules,
+    quantize_linear_modules, unload_linear_modules,
 };
 pub use packed::{PackedMatrix, pack_matrix};
 pub use provider::{Provider, provider};

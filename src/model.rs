@@ -16,6 +16,13 @@ pub enum Linear {
     Float(FloatLinear),
     /// In int8, through FBGEMM.
     Int8(QuantizedLinear),
+    /// Without its weight: yet to be loaded, or parked.
+    Unloaded {
+        /// The number of outputs.
+        out_features: usize,
+        /// The number of inputs.
+        in_features: usize,
+    },
 }
 
 impl Linear {
@@ -32,6 +39,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.out_features,
             Self::Int8(layer) => layer.out_features(),
+            Self::Unloaded { out_features, .. } => *out_features,
         }
     }
 
@@ -40,6 +48,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.in_features,
             Self::Int8(layer) => layer.in_features(),
+            Self::Unloaded { in_features, .. } => *in_features,
         }
     }
 
@@ -48,6 +57,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.bias(),
             Self::Int8(layer) => layer.bias(),
+            Self::Unloaded { .. } => None,
         }
     }
 
@@ -61,14 +71,18 @@ impl Linear {
         match self {
             Self::Float(layer) => size_of::<f32>() * (layer.weight.len() + layer.bias.as_ref().map_or(0, Vec::len)),
             Self::Int8(layer) => layer.bytes(),
+            Self::Unloaded { .. } => 0,
         }
     }
 
     /// y = x·Wᵀ + b, as [`QuantizedLinear::forward`].
     ///
     /// # Errors
-    /// As [`QuantizedLinear::forward`]; in fp32, those about lengths alone.
+    /// As [`QuantizedLinear::forward`], in fp32 those about lengths alone; [`Error::NotLoaded`].
     pub fn forward<T: Element>(&self, input: &[T]) -> Result<Vec<T>> {
+        if let Self::Unloaded { .. } = self {
+            return Err(Error::NotLoaded);
+        }
         let rows = linear::rows(input.len(), self.out_features(), self.in_features())?;
         let mut output = vec![T::default(); rows * self.out_features()];
         self.forward_into(input, &mut output)?;
@@ -83,6 +97,7 @@ impl Linear {
         match self {
             Self::Float(layer) => T::with_f32(input, output, |x, y| layer.forward_into(x, y)),
             Self::Int8(layer) => layer.forward_into(input, output),
+            Self::Unloaded { .. } => Err(Error::NotLoaded),
         }
     }
 }
@@ -476,6 +491,8 @@ pub enum Skipped {
     TooSmall,
     /// It is in int8 already.
     AlreadyQuantized,
+    /// It has no weight yet.
+    NotLoaded,
     /// Its name says that it is an embedding: rows are looked up, not multiplied.
     Embedding,
 }
@@ -488,6 +505,7 @@ impl std::fmt::Display for Skipped {
             Self::Filtered => "filtered out",
             Self::TooSmall => "too small",
             Self::AlreadyQuantized => "int8 already",
+            Self::NotLoaded => "not loaded",
             Self::Embedding => "an embedding",
         })
     }
@@ -586,6 +604,22 @@ impl std::fmt::Display for QuantizeReport {
     }
 }
 
+/// Drops the weights and biases of all of a model's linear layers, and keeps their shapes: it is parked, its memory
+/// given back, until [`load_linear_modules`](crate::load_linear_modules) brings it back from a file.
+///
+/// ```
+/// # use fbgemm::{Linear, unload_linear_modules};
+/// let mut model = vec![Linear::new(vec![0.5; 64 * 64], None, 64, 64)?];
+/// unload_linear_modules(&mut model);
+/// assert_eq!((model[0].bytes(), model[0].in_features()), (0, 64));
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+pub fn unload_linear_modules(model: &mut (impl LinearModules + ?Sized)) {
+    model.visit_linear_mut("", &mut |_, layer| {
+        *layer = Linear::Unloaded { out_features: layer.out_features(), in_features: layer.in_features() };
+    });
+}
+
 /// Quantizes a model's linear layers in place: every [`Linear`] that the options choose, wherever it sits.
 ///
 /// Layer by layer, so that the peak of memory is the model and about one layer. On an error the model is as it was:
@@ -604,11 +638,16 @@ pub fn quantize_linear_modules(
     let mut unfit = Ok(());
     model.visit_linear("", &mut |name, layer| {
         let against = chooser.reason_against(name, layer.out_features(), layer.in_features());
-        let against = against.or(layer.is_quantized().then_some(Skipped::AlreadyQuantized));
-        if let (None, Linear::Float(layer), Ok(())) = (against, layer, &unfit) {
-            unfit = finite_range(&layer.weight, "weight").map(drop).map_err(|e| e.in_layer(name));
-        }
-        plan.push(against);
+        plan.push(against.or(match layer {
+            Linear::Int8(_) => Some(Skipped::AlreadyQuantized),
+            Linear::Unloaded { .. } => Some(Skipped::NotLoaded),
+            Linear::Float(layer) => {
+                if against.is_none() && unfit.is_ok() {
+                    unfit = finite_range(&layer.weight, "weight").map(drop).map_err(|e| e.in_layer(name));
+                }
+                None
+            }
+        }));
     });
     chooser.all_used()?;
     if !plan.contains(&None) {

@@ -3,7 +3,7 @@
 use crate::{bits, child, folder, golden, names_in, numbers, reference};
 use fbgemm::{
     Error, Isa, Linear, ModelFile, PlainTensor, QuantizeOptions, QuantizedLinear, load_linear_modules,
-    quantize_linear_modules, save_linear_modules,
+    quantize_linear_modules, save_linear_modules, unload_linear_modules,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -19,11 +19,9 @@ fn float(n: usize, k: usize, seed: u64, spread: f32) -> Linear {
 
 /// The same shapes with nothing in them.
 fn emptied(model: &Model) -> Model {
-    let empty = |layer: &Linear| {
-        let (n, k) = (layer.out_features(), layer.in_features());
-        Linear::new(vec![0.0; n * k], None, n, k).unwrap()
-    };
-    model.iter().map(|(name, layer)| (name.clone(), empty(layer))).collect()
+    let mut model = model.clone();
+    unload_linear_modules(&mut model);
+    model
 }
 
 fn load(path: &Path, model: &mut Model, threads: usize) -> fbgemm::Result<()> {
@@ -118,6 +116,22 @@ fn a_save_that_fails_leaves_the_old_file_and_nothing_beside_it() {
     for nowhere in [folder.join("missing/model.safetensors"), folder.join("..")] {
         assert!(matches!(save_linear_modules(&model, &[], nowhere), Err(Error::Io { .. })));
     }
+}
+
+#[test]
+fn a_layer_without_its_weight_is_an_error_and_keeps_its_shape() {
+    let path = folder("unloaded").join("model.safetensors");
+    let mut model = Model::from([("a".to_string(), float(6, 10, 1, 1.0)), ("b".to_string(), float(3, 4, 3, 1.0))]);
+    unload_linear_modules(&mut model);
+    let a = &model["a"];
+    assert_eq!((a.out_features(), a.in_features(), a.bytes(), a.bias()), (6, 10, 0, None));
+    assert_eq!(a.forward(&[0.0f32; 10]), Err(Error::NotLoaded));
+    assert_eq!(a.forward_into(&[0.0f32; 10], &mut [0.0; 6]), Err(Error::NotLoaded));
+    let error = save_linear_modules(&model, &[], &path).unwrap_err();
+    assert_eq!(error.to_string().split(',').next(), Some(r#"layer "a": the layer's weight is not loaded"#));
+    assert!(!path.exists());
+    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap_err();
+    assert_eq!(error, Error::NothingToQuantize { layers: 2 });
 }
 
 /// Others may read a saved model: its permissions are a new file's, not a temporary file's.

@@ -4,7 +4,7 @@ use crate::cases::CaseFile;
 use crate::{bits, folder, golden, numbers};
 use fbgemm::{
     Error, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, load_linear_modules, quantize_weight,
-    save_linear_modules,
+    save_linear_modules, unload_linear_modules,
 };
 use std::collections::BTreeMap;
 
@@ -120,11 +120,7 @@ fn pytorchs_outputs_come_out_of_layers_that_were_stored_and_loaded() {
     save_linear_modules(&model, &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let file = ModelFile::parse(&bytes).unwrap();
-    // Into a model of other weights.
-    for layer in model.values_mut() {
-        let (n, k) = (layer.out_features(), layer.in_features());
-        *layer = Linear::new(vec![0.0; n * k], None, n, k).unwrap();
-    }
+    unload_linear_modules(&mut model);
     load_linear_modules(&mut model, &file, 2).unwrap();
     for (name, (input, output)) in &expected {
         assert!(model[name].is_quantized());

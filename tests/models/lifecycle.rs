@@ -3,7 +3,7 @@
 use crate::{child, folder, numbers};
 use fbgemm::{
     Linear, ModelFile, PackedMatrix, QuantizeOptions, QuantizedLinear, load_linear_modules, quantize_linear_modules,
-    save_linear_modules,
+    save_linear_modules, unload_linear_modules,
 };
 
 #[test]
@@ -47,6 +47,10 @@ fn counting_handles() {
     assert_eq!(live(), 5, "one for each layer");
     load_linear_modules(&mut model, &file, 3).unwrap();
     assert_eq!(live(), 5, "the old ones are dropped");
+    unload_linear_modules(&mut model);
+    assert_eq!(live(), 0, "parked");
+    load_linear_modules(&mut model, &file, 3).unwrap();
+    assert_eq!(live(), 5, "and back");
     let mut wrong: Vec<Linear> = (0..4).map(|_| float()).collect();
     load_linear_modules(&mut wrong, &file, 3).unwrap_err();
     let json = serde_json::to_string(&model).unwrap();
