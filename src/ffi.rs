@@ -194,15 +194,12 @@ pub(crate) struct Linear<'a> {
     bias: &'a [f32],
 }
 
-/// The buffers of an operation, for tasks that write to disjoint parts of them.
-struct Shared {
-    output: *mut f32,
-    accumulators: *mut i32,
-}
+/// An operation's output, for tasks that write to disjoint parts of it.
+struct Output(*mut f32);
 
 // SAFETY: `Linear::run` gives each task number to one task only, and FBGEMM writes disjoint parts for different
 // numbers.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for Output {}
 
 impl<'a> Linear<'a> {
     /// An empty `bias` is none.
@@ -239,65 +236,77 @@ impl<'a> Linear<'a> {
         let elements = self.rows as usize * self.packed.out_features as usize;
         assert!(output.len() == elements && tasks <= MAX_TASKS);
         dimension(elements);
-        with_scratch(elements, |accumulators| {
-            let shared = Shared { output: output.as_mut_ptr(), accumulators: accumulators.as_mut_ptr() };
-            if tasks == 1 {
-                self.task(&shared, 0, 1)?;
-                return Ok(1);
+        let output = Output(output.as_mut_ptr());
+        if tasks == 1 {
+            self.task(&output, 0, 1)?;
+            return Ok(1);
+        }
+        let claimed = [const { AtomicU64::new(0) }; MAX_TASKS / 64];
+        let ran = AtomicUsize::new(0);
+        let error = std::sync::OnceLock::new();
+        execute(&|task| {
+            let bit = 1 << (task % 64);
+            if task >= tasks || claimed[task / 64].fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+                return;
             }
-            let claimed = [const { AtomicU64::new(0) }; MAX_TASKS / 64];
-            let ran = AtomicUsize::new(0);
-            let error = std::sync::OnceLock::new();
-            execute(&|task| {
-                let bit = 1 << (task % 64);
-                if task >= tasks || claimed[task / 64].fetch_or(bit, Ordering::AcqRel) & bit != 0 {
-                    return;
-                }
-                match self.task(&shared, task, tasks) {
-                    Ok(()) => drop(ran.fetch_add(1, Ordering::AcqRel)),
-                    Err(e) => drop(error.set(e)),
-                }
-            });
-            match error.into_inner() {
-                Some(e) => Err(e),
-                None => Ok(ran.into_inner()),
+            match self.task(&output, task, tasks) {
+                Ok(()) => drop(ran.fetch_add(1, Ordering::AcqRel)),
+                Err(e) => drop(error.set(e)),
             }
-        })
+        });
+        match error.into_inner() {
+            Some(e) => Err(e),
+            None => Ok(ran.into_inner()),
+        }
     }
 
-    fn task(&self, shared: &Shared, task: usize, tasks: usize) -> Result<()> {
+    /// Some rows at a time, so that the buffer for their sums is bounded. Rows don't depend on each other here (the
+    /// input's parameters are the whole call's), so the bits are the same for any number of rows at a time.
+    fn task(&self, output: &Output, task: usize, tasks: usize) -> Result<()> {
         let Packed { out_features: n, in_features: k, ref blocking, .. } = *self.packed;
-        let (row_offsets, lines) = (blocking.MCB as usize, (blocking.MCB * blocking.KCB) as usize / size_of::<i32>());
-        // Aligned to a cache line, as FBGEMM's own buffers are.
-        with_scratch(row_offsets + lines + 16, |scratch| {
-            let offset = scratch.as_ptr().align_offset(64).min(16);
-            let (pack_buffer, rest) = scratch[offset..].split_at_mut(lines);
-            // SAFETY: `new` checked that input, offsets and bias have the lengths that m, n, k say, `run` that
-            // output and accumulators have m × n, and that no other task of this call has this number. The pack
-            // buffer and the row offsets have FBGEMM's own sizes for the instruction set that the weight was
-            // packed for, which `crate::linear` has checked to be the one in use.
-            unsafe {
-                bridge::linear_int8(
-                    self.input,
-                    self.rows,
-                    n,
-                    k,
-                    self.input_params,
-                    &self.packed.handle,
-                    self.weight_params,
-                    self.col_offsets,
-                    self.bias,
-                    shared.output,
-                    shared.accumulators,
-                    pack_buffer.as_mut_ptr().cast(),
-                    rest.as_mut_ptr(),
-                    task as i32,
-                    tasks as i32,
-                )
+        let (rows, width) = (self.rows as usize, n as usize);
+        let rows_at_once = rows.min(rows_at_once(width, blocking.MCB as usize));
+        let (pack, offsets) = ((blocking.MCB * blocking.KCB) as usize / size_of::<i32>(), blocking.MCB as usize);
+        with_scratch(pack + rows_at_once * width + offsets, |scratch| {
+            let (pack_buffer, rest) = scratch.split_at_mut(pack);
+            let (accumulators, row_offsets) = rest.split_at_mut(rows_at_once * width);
+            for (i, input) in self.input.chunks(rows_at_once * k as usize).enumerate() {
+                // SAFETY: `new` checked that input, offsets and bias have the lengths that rows, n and k say, `run`
+                // that output has rows × n, and that no other task of this call has this number; the accumulators
+                // hold as many rows as this part of the input has. The pack buffer and the row offsets have FBGEMM's
+                // own sizes for the instruction set that the weight was packed for, which `crate::linear` has
+                // checked to be the one in use.
+                unsafe {
+                    bridge::linear_int8(
+                        input,
+                        (input.len() / k as usize) as i32,
+                        n,
+                        k,
+                        self.input_params,
+                        &self.packed.handle,
+                        self.weight_params,
+                        self.col_offsets,
+                        self.bias,
+                        output.0.add(i * rows_at_once * width),
+                        accumulators.as_mut_ptr(),
+                        pack_buffer.as_mut_ptr().cast(),
+                        row_offsets.as_mut_ptr(),
+                        task as i32,
+                        tasks as i32,
+                    )
+                }
+                .map_err(failed("fbgemmPacked"))?;
             }
-            .map_err(failed("fbgemmPacked"))
+            Ok(())
         })
     }
+}
+
+/// Rows whose sums are held at once: FBGEMM's own block of rows, or fewer where many outputs make that too much.
+fn rows_at_once(out_features: usize, block: usize) -> usize {
+    const SUMS: usize = (8 << 20) / size_of::<i32>();
+    const FEWEST: usize = 32; // the weight is read once for all of them
+    (SUMS / out_features).max(FEWEST).min(block)
 }
 
 /// The most tasks that one operation can be split into.
@@ -308,27 +317,36 @@ fn dimension(size: usize) -> i32 {
 }
 
 thread_local! {
-    /// This thread's spare buffers, largest last; an operation takes what it needs and puts it back.
-    static SCRATCH: Cell<Vec<Vec<i32>>> = const { Cell::new(Vec::new()) };
+    /// This thread's buffer, between operations.
+    static SCRATCH: Cell<Vec<i32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Runs `work` with a buffer of at least `len` elements of any content. Taken out of the thread's stock meanwhile, so
-/// an operation inside an operation (an executor that steals work) gets another one.
+/// Runs `work` with a buffer of `len` elements of any content, aligned to a cache line as FBGEMM's own buffers are.
 fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [i32]) -> T) -> T {
-    let mut stock = SCRATCH.take();
-    // The smallest that fits, else the largest, which then grows.
-    let index = stock.iter().position(|buffer| buffer.len() >= len).unwrap_or(stock.len().saturating_sub(1));
-    let mut buffer = if stock.is_empty() { Vec::new() } else { stock.remove(index) };
-    SCRATCH.set(stock);
-    if buffer.len() < len {
-        buffer = vec![0; len]; // anew: there is nothing to copy over
+    const LINE: usize = 64 / size_of::<i32>();
+    // Taken out meanwhile: an operation inside an operation, if there ever were one, would get a buffer of its own.
+    let mut buffer = SCRATCH.take();
+    if buffer.len() < len + LINE {
+        drop(buffer);
+        buffer = vec![0; len + LINE]; // anew: there is nothing to copy over
     }
-    let result = work(&mut buffer[..len]);
-    let mut stock = SCRATCH.take();
-    let index = stock.partition_point(|other| other.len() < buffer.len());
-    stock.insert(index, buffer);
-    SCRATCH.set(stock);
+    let start = buffer.as_ptr().align_offset(64).min(LINE);
+    let result = work(&mut buffer[start..start + len]);
+    SCRATCH.set(buffer);
     result
+}
+
+/// Gives this thread's buffer back.
+pub(crate) fn release_scratch() {
+    drop(SCRATCH.take());
+}
+
+/// The size of this thread's buffer in bytes.
+pub(crate) fn scratch_bytes() -> usize {
+    let buffer = SCRATCH.take();
+    let bytes = buffer.capacity() * size_of::<i32>();
+    SCRATCH.set(buffer);
+    bytes
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ pub(crate) fn run(
     }
     check_lengths(bias, output, rows, weight.out_features)?;
 
-    let (min, max) = finite_range(input, "input")?;
+    let (min, max) = finite_range(input, "input", isa)?;
     if rows == 0 {
         return Ok(());
     }

@@ -632,7 +632,7 @@ pub fn quantize_linear_modules(
     model: &mut (impl LinearModules + ?Sized),
     options: &QuantizeOptions,
 ) -> Result<QuantizeReport> {
-    cpu_support()?;
+    let isa = cpu_support()?;
     let mut chooser = Chooser::new(options);
     let mut plan = Vec::new();
     let mut unfit = Ok(());
@@ -643,7 +643,7 @@ pub fn quantize_linear_modules(
             Linear::Unloaded { .. } => Some(Skipped::NotLoaded),
             Linear::Float(layer) => {
                 if against.is_none() && unfit.is_ok() {
-                    unfit = finite_range(&layer.weight, "weight").map(drop).map_err(|e| e.in_layer(name));
+                    unfit = finite_range(&layer.weight, "weight", isa).map(drop).map_err(|e| e.in_layer(name));
                 }
                 None
             }

@@ -1,6 +1,6 @@
 //! One pass over floats: smallest, largest, and whether all are finite.
 
-use crate::{Error, Result};
+use crate::{Error, Isa, Result};
 
 /// The smallest and the largest of `values`, (0, 0) if there are none, as FBGEMM's `FindMinMax` gives them for
 /// finite values.
@@ -8,35 +8,12 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::NotFinite`] with the first NaN or infinity, under the name `what`. FBGEMM would compute on: a NaN makes
 /// its vector lanes forget the extremes they had seen.
-pub(crate) fn finite_range(values: &[f32], what: &'static str) -> Result<(f32, f32)> {
-    // Several independent lanes, so that the compiler uses vector registers and no operation waits for the last.
-    const LANES: usize = 32;
-    let mut lowest = [f32::INFINITY; LANES];
-    let mut highest = [f32::NEG_INFINITY; LANES];
-    let mut nans = [0u32; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let mut rest = [chunks.remainder().first().copied().unwrap_or(f32::INFINITY); LANES];
-    let tail = chunks.remainder();
-    rest[..tail.len()].copy_from_slice(tail);
-    let mut take = |chunk: &[f32]| {
-        for i in 0..LANES {
-            let x = chunk[i];
-            lowest[i] = if x < lowest[i] { x } else { lowest[i] };
-            highest[i] = if x > highest[i] { x } else { highest[i] };
-            nans[i] |= u32::from(x.is_nan());
-        }
-    };
-    for chunk in chunks {
-        take(chunk);
-    }
-    if !tail.is_empty() {
-        take(&rest);
-    } else if values.is_empty() {
+pub(crate) fn finite_range(values: &[f32], what: &'static str, isa: Isa) -> Result<(f32, f32)> {
+    if values.is_empty() {
         return Ok((0.0, 0.0));
     }
-    let low = lowest.iter().copied().fold(f32::INFINITY, f32::min);
-    let high = highest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if nans.iter().all(|&nan| nan == 0) && low.is_finite() && high.is_finite() {
+    let (low, high, all_finite) = scan(values, isa);
+    if all_finite {
         return Ok((low, high));
     }
     match values.iter().position(|x| !x.is_finite()) {
@@ -45,32 +22,85 @@ pub(crate) fn finite_range(values: &[f32], what: &'static str) -> Result<(f32, f
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+fn scan(values: &[f32], _has_avx2: Isa) -> (f32, f32, bool) {
+    #[target_feature(enable = "avx2,fma")]
+    fn wide(values: &[f32]) -> (f32, f32, bool) {
+        scan_in_lanes(values)
+    }
+    // SAFETY: an `Isa` is only made after `cpu_support` has seen that the CPU has AVX2 and FMA.
+    unsafe { wide(values) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn scan(values: &[f32], _: Isa) -> (f32, f32, bool) {
+    scan_in_lanes(values)
+}
+
+/// Smallest, largest, and whether all are finite. In several independent lanes, so that the compiler uses vector
+/// registers and no step waits for the last.
+#[inline(always)]
+fn scan_in_lanes(values: &[f32]) -> (f32, f32, bool) {
+    const LANES: usize = 32;
+    let first = values[0];
+    let (mut low, mut high, mut zero) = ([first; LANES], [first; LANES], [0.0f32; LANES]);
+    let mut take = |chunk: &[f32; LANES]| {
+        for i in 0..LANES {
+            let x = chunk[i];
+            low[i] = if x < low[i] { x } else { low[i] };
+            high[i] = if x > high[i] { x } else { high[i] };
+            // Zero stays zero until a NaN or an infinity comes by.
+            zero[i] = x.mul_add(0.0, zero[i]);
+        }
+    };
+    let (chunks, tail) = values.as_chunks::<LANES>();
+    chunks.iter().for_each(&mut take);
+    if !tail.is_empty() {
+        let mut rest = [first; LANES];
+        rest[..tail.len()].copy_from_slice(tail);
+        take(&rest);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            low[i] = if low[i + half] < low[i] { low[i + half] } else { low[i] };
+            high[i] = if high[i + half] > high[i] { high[i + half] } else { high[i] };
+            zero[i] += zero[i + half];
+        }
+        half /= 2;
+    }
+    (low[0], high[0], zero[0] == 0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn finds_the_range_at_every_length_and_position() {
+        let isa = crate::cpu_support().unwrap();
         for len in 1..130 {
             for at in 0..len {
                 let mut values = vec![0.5f32; len];
                 values[at] = -7.0;
                 values[len - 1 - at] = if at == len - 1 - at { -7.0 } else { 9.0 };
                 let highest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                assert_eq!(finite_range(&values, "values"), Ok((-7.0, highest)), "{at} of {len}");
+                assert_eq!(finite_range(&values, "values", isa), Ok((-7.0, highest)), "{at} of {len}");
             }
         }
-        assert_eq!(finite_range(&[], "values"), Ok((0.0, 0.0)));
+        assert_eq!(finite_range(&[], "values", isa), Ok((0.0, 0.0)));
     }
 
     #[test]
     fn refuses_nan_and_infinity_at_every_position() {
+        let isa = crate::cpu_support().unwrap();
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for len in 1..70 {
                 for at in 0..len {
                     let mut values = vec![1.0f32; len];
                     values[at] = bad;
-                    let error = finite_range(&values, "values").unwrap_err();
+                    let error = finite_range(&values, "values", isa).unwrap_err();
                     assert!(
                         matches!(error, Error::NotFinite { what: "values", index, .. } if index == at),
                         "{bad} at {at} of {len}: {error}"

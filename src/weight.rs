@@ -198,7 +198,7 @@ impl std::fmt::Debug for QuantizedWeight {
 pub fn quantize_weight(weight: &[f32], out_features: usize, in_features: usize) -> Result<QuantizedWeight> {
     let cpu = cpu_support()?;
     check_length("weight", weight.len(), out_features, in_features)?;
-    let (min, max) = finite_range(weight, "weight")?;
+    let (min, max) = finite_range(weight, "weight", cpu)?;
     let params = ffi::choose_quantization_params(min, max, i8::MIN.into(), i8::MAX.into())?;
     let mut data = vec![0; weight.len()];
     ffi::quantize_int8(weight, &mut data, params, cpu)?;
