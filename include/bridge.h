@@ -38,12 +38,14 @@ class PackedWeight {
 
   std::size_t bytes() const noexcept { return bytes_; }
   fbgemm::PackBMatrix<std::int8_t>& matrix() const noexcept { return matrix_; }
+  const fbgemm::BlockingFactors& blocking() const noexcept { return blocking_; }
 
  private:
   struct Free {
     std::size_t bytes;
     void operator()(std::int8_t* memory) const noexcept;
   };
+  fbgemm::BlockingFactors blocking_;
   std::size_t bytes_;
   std::unique_ptr<std::int8_t, Free> memory_;
   // Mutable because fbgemmPacked takes a non-const reference, though it only reads.
@@ -53,8 +55,6 @@ class PackedWeight {
 /// Whether FBGEMM supports this CPU. To be called before anything else: it initializes cpuinfo.
 bool supported_cpu();
 fbgemm::inst_set_t instruction_set();
-/// FBGEMM's default blocking of the u8×s8 → s32 GEMM for an instruction set.
-fbgemm::BlockingFactors blocking(fbgemm::inst_set_t isa);
 /// The file that FBGEMM was loaded from.
 rust::String library_path();
 
@@ -71,6 +71,8 @@ std::unique_ptr<PackedWeight> pack(
 /// `to` has n rows of k: what was packed.
 void unpack(const PackedWeight& packed, rust::Slice<std::int8_t> to);
 std::size_t packed_bytes(const PackedWeight& packed) noexcept;
+/// The blocking that the matrix is packed for and every operation with it uses.
+fbgemm::BlockingFactors blocking(const PackedWeight& packed) noexcept;
 /// How many PackedWeight are alive in this process.
 std::size_t live_packed_weights() noexcept;
 
@@ -93,6 +95,16 @@ void linear_int8(
     std::int32_t* row_offsets,
     std::int32_t task,
     std::int32_t tasks);
+
+/// The part of `linear_int8` that quantizes the input, alone, for profiles: on the same buffers.
+void quantize_input(
+    rust::Slice<const float> input,
+    std::int32_t m,
+    std::int32_t k,
+    fbgemm::TensorQuantizationParams input_params,
+    const PackedWeight& weight,
+    std::uint8_t* pack_buffer,
+    std::int32_t* row_offsets);
 
 /// Throws what is not a std::exception: the test of the bridge's own catch.
 void throw_unusual();

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <new>
 #include <stdexcept>
@@ -23,9 +24,34 @@ std::int8_t* allocate(std::size_t bytes) {
 }
 
 template <fbgemm::inst_set_t ISA>
-fbgemm::BlockingFactors blocking_of() {
+fbgemm::BlockingFactors blocking_of(std::int32_t most_k, std::int32_t k) {
   using Traits = fbgemm::PackingTraits<std::uint8_t, std::int32_t, ISA>;
-  return {Traits::MR, Traits::NR, Traits::NR_MIN, Traits::ROW_INTERLEAVE, Traits::MCB, Traits::KCB, Traits::NCB};
+  // Blocks of equal height: FBGEMM's own height pads k = 513 to 1024, and takes as long. The sums are 32-bit
+  // integers, so the height changes no bit as long as it splits no group of ROW_INTERLEAVE.
+  const std::int32_t blocks = (k + most_k - 1) / most_k;
+  const std::int32_t each = (k + blocks - 1) / blocks;
+  const std::int32_t height = (each + Traits::ROW_INTERLEAVE - 1) / Traits::ROW_INTERLEAVE * Traits::ROW_INTERLEAVE;
+  return {Traits::MR, Traits::NR, Traits::NR_MIN, Traits::ROW_INTERLEAVE, Traits::MCB, height, Traits::NCB};
+}
+
+// FBGEMM's own blocking but for the height of a block of the weight; the greatest heights are from measurements
+// (benches/README.md).
+fbgemm::BlockingFactors choose_blocking(std::int32_t k) {
+  using fbgemm::inst_set_t;
+  switch (fbgemm::fbgemmInstructionSet()) {
+    case inst_set_t::avx2:
+      return blocking_of<inst_set_t::avx2>(1024, k);
+    case inst_set_t::avx512:
+      return blocking_of<inst_set_t::avx512>(384, k);
+    case inst_set_t::avx512_ymm:
+      return blocking_of<inst_set_t::avx512_ymm>(384, k);
+    case inst_set_t::avx512_vnni:
+      return blocking_of<inst_set_t::avx512_vnni>(768, k);
+    case inst_set_t::avx512_vnni_ymm:
+      return blocking_of<inst_set_t::avx512_vnni_ymm>(768, k);
+    default:
+      throw std::runtime_error("no blocking factors for this instruction set");
+  }
 }
 
 }  // namespace
@@ -35,9 +61,10 @@ void PackedWeight::Free::operator()(std::int8_t* memory) const noexcept {
 }
 
 PackedWeight::PackedWeight(const std::int8_t* weight, std::int32_t n, std::int32_t k)
-    : bytes_(static_cast<std::size_t>(fbgemm::PackBMatrix<std::int8_t>::packedBufferSize(k, n))),
+    : blocking_(choose_blocking(k)),
+      bytes_(static_cast<std::size_t>(fbgemm::PackBMatrix<std::int8_t>::packedBufferSize(k, n, &blocking_))),
       memory_(allocate(bytes_), Free{bytes_}),
-      matrix_(fbgemm::matrix_op_t::Transpose, k, n, weight, k, memory_.get()) {
+      matrix_(fbgemm::matrix_op_t::Transpose, k, n, weight, k, memory_.get(), /*groups=*/1, &blocking_) {
   live.fetch_add(1, std::memory_order_relaxed);
 }
 
@@ -51,24 +78,6 @@ bool supported_cpu() {
 
 fbgemm::inst_set_t instruction_set() {
   return fbgemm::fbgemmInstructionSet();
-}
-
-fbgemm::BlockingFactors blocking(fbgemm::inst_set_t isa) {
-  using fbgemm::inst_set_t;
-  switch (isa) {
-    case inst_set_t::avx2:
-      return blocking_of<inst_set_t::avx2>();
-    case inst_set_t::avx512:
-      return blocking_of<inst_set_t::avx512>();
-    case inst_set_t::avx512_ymm:
-      return blocking_of<inst_set_t::avx512_ymm>();
-    case inst_set_t::avx512_vnni:
-      return blocking_of<inst_set_t::avx512_vnni>();
-    case inst_set_t::avx512_vnni_ymm:
-      return blocking_of<inst_set_t::avx512_vnni_ymm>();
-    default:
-      throw std::runtime_error("no blocking factors for this instruction set");
-  }
 }
 
 rust::String library_path() {
@@ -106,6 +115,10 @@ std::size_t packed_bytes(const PackedWeight& packed) noexcept {
   return packed.bytes();
 }
 
+fbgemm::BlockingFactors blocking(const PackedWeight& packed) noexcept {
+  return packed.blocking();
+}
+
 std::size_t live_packed_weights() noexcept {
   return live.load(std::memory_order_relaxed);
 }
@@ -128,14 +141,34 @@ void linear_int8(
     std::int32_t tasks) {
   fbgemm::PackAWithQuantRowOffset<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer,
-      input_params.scale, input_params.zero_point, /*groups=*/1, row_offsets);
+      input_params.scale, input_params.zero_point, /*groups=*/1, row_offsets, &weight.blocking());
   fbgemm::DoNothing<float, float> nothing{};
   fbgemm::ReQuantizeForFloat</*FUSE_RELU=*/false> output_stage(
       nothing, input_params.scale, &weight_params.scale, input_params.zero_point, &weight_params.zero_point,
       packed_input.getRowOffsetBuffer(), col_offsets.data(), bias.empty() ? nullptr : bias.data(),
       static_cast<std::uint32_t>(n));
   fbgemm::fbgemmPacked(
-      packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage, task, tasks);
+      packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage, task, tasks,
+      &weight.blocking());
+}
+
+void quantize_input(
+    rust::Slice<const float> input,
+    std::int32_t m,
+    std::int32_t k,
+    fbgemm::TensorQuantizationParams input_params,
+    const PackedWeight& weight,
+    std::uint8_t* pack_buffer,
+    std::int32_t* row_offsets) {
+  const auto& blocking = weight.blocking();
+  fbgemm::PackAWithQuantRowOffset<std::uint8_t> packed_input(
+      fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer,
+      input_params.scale, input_params.zero_point, /*groups=*/1, row_offsets, &blocking);
+  for (std::int32_t row = 0; row < m; row += blocking.MCB) {
+    for (std::int32_t column = 0; column < k; column += blocking.KCB) {
+      packed_input.pack({row, std::min(blocking.MCB, m - row), column, std::min(blocking.KCB, k - column)});
+    }
+  }
 }
 
 void throw_unusual() {

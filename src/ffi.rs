@@ -47,7 +47,6 @@ mod bridge {
 
         fn supported_cpu() -> Result<bool>;
         fn instruction_set() -> Result<InstructionSet>;
-        fn blocking(isa: InstructionSet) -> Result<BlockingFactors>;
         fn library_path() -> Result<String>;
         fn choose_quantization_params(min: f32, max: f32, qmin: i32, qmax: i32) -> Result<TensorQuantizationParams>;
         /// Unsafe: `to` must be as long as `from`, and the CPU must have AVX2.
@@ -57,6 +56,7 @@ mod bridge {
         /// Unsafe: `to` must have n × k elements, and FBGEMM must use the instruction set that `packed` is for.
         unsafe fn unpack(packed: &PackedWeight, to: &mut [i8]) -> Result<()>;
         fn packed_bytes(packed: &PackedWeight) -> usize;
+        fn blocking(packed: &PackedWeight) -> BlockingFactors;
         fn live_packed_weights() -> usize;
         /// Unsafe: see the header.
         #[allow(clippy::too_many_arguments)]
@@ -76,6 +76,17 @@ mod bridge {
             row_offsets: *mut i32,
             task: i32,
             tasks: i32,
+        ) -> Result<()>;
+        /// Unsafe: see the header.
+        #[allow(dead_code)] // with the feature `profile`
+        unsafe fn quantize_input(
+            input: &[f32],
+            m: i32,
+            k: i32,
+            input_params: TensorQuantizationParams,
+            weight: &PackedWeight,
+            pack_buffer: *mut u8,
+            row_offsets: *mut i32,
         ) -> Result<()>;
         #[allow(dead_code)] // only a test asks for it
         fn throw_unusual() -> Result<()>;
@@ -103,16 +114,6 @@ fn isa_of(set: inst_set_t) -> Result<Isa> {
         inst_set_t::avx512_vnni_ymm => Isa::Avx512VnniYmm,
         other => return Err(Error::UnknownInstructionSet { given: other.0 }),
     })
-}
-
-fn number_of(isa: Isa) -> inst_set_t {
-    match isa {
-        Isa::Avx2 => inst_set_t::avx2,
-        Isa::Avx512 => inst_set_t::avx512,
-        Isa::Avx512Ymm => inst_set_t::avx512_ymm,
-        Isa::Avx512Vnni => inst_set_t::avx512_vnni,
-        Isa::Avx512VnniYmm => inst_set_t::avx512_vnni_ymm,
-    }
 }
 
 pub(crate) fn library_path() -> Result<String> {
@@ -155,10 +156,10 @@ impl Packed {
     pub(crate) fn new(weight: &[i8], out_features: usize, in_features: usize, isa: Isa) -> Result<Self> {
         let (n, k) = (dimension(out_features), dimension(in_features));
         assert!(out_features.checked_mul(in_features) == Some(weight.len()) && n > 0 && k > 0);
-        let blocking = bridge::blocking(number_of(isa)).map_err(failed("PackingTraits"))?;
         // SAFETY: `weight` has n × k elements, checked above; the caller has checked that the padded matrix fits
         // FBGEMM's 32-bit addressing; an `Isa` is only made after FBGEMM said that it supports the CPU.
         let handle = unsafe { bridge::pack(weight, n, k) }.map_err(failed("PackBMatrix"))?;
+        let blocking = bridge::blocking(&handle);
         Ok(Self { handle, out_features: n, in_features: k, isa, blocking })
     }
 
@@ -298,6 +299,26 @@ impl<'a> Linear<'a> {
                 .map_err(failed("fbgemmPacked"))?;
             }
             Ok(())
+        })
+    }
+}
+
+#[cfg(feature = "profile")]
+impl Linear<'_> {
+    /// Quantizes the input alone, as [`run`](Self::run) does before it multiplies.
+    pub(crate) fn quantize_input(&self) -> Result<()> {
+        let Packed { in_features: k, ref blocking, .. } = *self.packed;
+        let (pack, offsets) = ((blocking.MCB * blocking.KCB) as usize / size_of::<i32>(), blocking.MCB as usize);
+        with_scratch(pack + offsets, |scratch| {
+            let (pack_buffer, row_offsets) = scratch.split_at_mut(pack);
+            let (pack_buffer, row_offsets) = (pack_buffer.as_mut_ptr().cast(), row_offsets.as_mut_ptr());
+            // SAFETY: `new` checked that input has rows × k elements; the buffers have FBGEMM's sizes for the
+            // blocking that the weight is packed for.
+            unsafe {
+                let (handle, params) = (&self.packed.handle, self.input_params);
+                bridge::quantize_input(self.input, self.rows, k, params, handle, pack_buffer, row_offsets)
+            }
+            .map_err(failed("PackAWithQuantRowOffset"))
         })
     }
 }

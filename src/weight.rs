@@ -209,9 +209,8 @@ pub fn quantize_weight(weight: &[f32], out_features: usize, in_features: usize) 
 /// Checks a matrix's dimensions: none 0, the length right, and, padded as any CPU's kernels pad it, within FBGEMM's
 /// 32-bit addressing. The bound is the same everywhere, so that a model that loads here loads on every CPU.
 pub(crate) fn check_length(what: &'static str, given: usize, out_features: usize, in_features: usize) -> Result<()> {
-    /// FBGEMM's largest blocks, over all its x86 kernels.
+    /// FBGEMM's widest block, over all its x86 kernels.
     const ROWS: usize = 48;
-    const COLUMNS: usize = 512;
     const LIMIT: usize = i32::MAX as usize;
     for (what, size) in [("out_features", out_features), ("in_features", in_features)] {
         if size == 0 {
@@ -219,7 +218,8 @@ pub(crate) fn check_length(what: &'static str, given: usize, out_features: usize
         }
     }
     let padded = (out_features.checked_next_multiple_of(ROWS))
-        .zip(in_features.checked_next_multiple_of(COLUMNS))
+        // Blocks of at least 256 are each padded by at most 4.
+        .zip(in_features.checked_add(in_features / 64 + 4))
         .and_then(|(rows, columns)| rows.checked_mul(columns));
     if padded.is_none_or(|elements| elements > LIMIT) {
         return Err(Error::TooLarge { what, rows: out_features, columns: in_features, limit: LIMIT });
