@@ -12,18 +12,7 @@ use std::time::{Duration, Instant};
 
 type Pack = unsafe extern "C" fn(*const i8, i32, i32) -> *mut c_void;
 type Free = unsafe extern "C" fn(*mut c_void);
-type Run = unsafe extern "C" fn(
-    *mut c_void,
-    *const f32,
-    i32,
-    i32,
-    i32,
-    f32,
-    i32,
-    *const i32,
-    *const f32,
-    *mut f32,
-);
+type Run = unsafe extern "C" fn(*mut c_void, *const f32, i32, i32, i32, f32, i32, *const i32, *const f32, *mut f32);
 
 /// The twin, compiled with the C++ compiler that built this crate's own half, against the same headers.
 fn twin() -> Library {
@@ -121,7 +110,9 @@ fn main() {
     let repetitions = if quick { 3 } else { 31 };
 
     let isa = fbgemm::cpu_support().expect("a CPU that FBGEMM supports");
-    println!("Time of forward_into over that of C++ calling FBGEMM directly ({isa}), by rows; medians of {repetitions}.");
+    println!(
+        "Time of forward_into over that of C++ calling FBGEMM directly ({isa}), by rows; medians of {repetitions}."
+    );
     print!("{:>11}", "out x in");
     rows.iter().for_each(|m| print!("{m:>8}"));
     println!("{:>12}", "us at first");
@@ -160,5 +151,9 @@ fn main() {
     all.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (worst, m, n, k) = *all.last().unwrap();
     let over = all.iter().filter(|(ratio, ..)| *ratio > 1.02).count();
-    println!("median {:.3}, worst {worst:.3} ({m} rows of {n}x{k}); over 1.02: {over} of {}", all[all.len() / 2].0, all.len());
+    println!(
+        "median {:.3}, worst {worst:.3} ({m} rows of {n}x{k}); over 1.02: {over} of {}",
+        all[all.len() / 2].0,
+        all.len()
+    );
 }

@@ -101,6 +101,67 @@ impl QuantizedLinear {
         })
     }
 
+    /// [`forward_into`](Self::forward_into) in `tasks` parts on the caller's threads: the same bits for any number. What
+    /// `execute` must do is told at [`linear_int8_weight_tasks`](crate::linear_int8_weight_tasks);
+    /// [`tasks_worth`](Self::tasks_worth) says how many parts pay.
+    ///
+    /// # Errors
+    /// As [`forward_into`](Self::forward_into), [`Error::InvalidTasks`] and [`Error::TasksLeft`].
+    pub fn forward_tasks(
+        &self,
+        input: &[f32],
+        output: &mut [f32],
+        tasks: usize,
+        execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
+    ) -> Result<()> {
+        let Shared { parameters, packed, bias } = &*self.shared;
+        linear::run(input, parameters, packed, bias.as_deref(), output, tasks, execute)
+    }
+
+    /// Into how many parts a call with so many rows is worth splitting, up to `threads`: 1 where handing a part to
+    /// another thread would cost about what it saves.
+    pub fn tasks_worth(&self, rows: usize, threads: usize) -> usize {
+        // Multiply-adds of some 30 microseconds, where another thread is woken in 5 to 10 (benches/README.md).
+        const LEAST: usize = 4 << 20;
+        let work = rows.saturating_mul(self.out_features()).saturating_mul(self.in_features());
+        (work / LEAST).clamp(1, threads.clamp(1, crate::linear::MAX_TASKS))
+    }
+
+    /// [`forward_into`](Self::forward_into) on the current rayon pool's threads, in as many parts as are
+    /// [worth it](Self::tasks_worth).
+    ///
+    /// # Errors
+    /// As [`forward_into`](Self::forward_into).
+    #[cfg(feature = "rayon")]
+    pub fn forward_rayon(&self, input: &[f32], output: &mut [f32]) -> Result<()> {
+        use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+        let tasks = self.tasks_worth(input.len() / self.in_features(), rayon::current_num_threads());
+        self.forward_tasks(input, output, tasks, |task| (0..tasks).into_par_iter().with_max_len(1).for_each(task))
+    }
+
+    /// Pays at the start what the first calls would cost: FBGEMM generates a kernel for each number of rows (up to its
+    /// block of 56 to 384, and for each remainder beyond), once in a process; and each thread makes a buffer, so that
+    /// threads of a pool call this each.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn warm_up(&self, rows: impl IntoIterator<Item = usize>) -> Result<()> {
+        for rows in rows {
+            self.forward(&vec![0f32; rows * self.in_features()])?;
+        }
+        Ok(())
+    }
+
+    /// Where the time of one call goes. The input is quantized a second time, alone, to tell that part from the rest.
+    ///
+    /// # Errors
+    /// As [`forward_into`](Self::forward_into).
+    #[cfg(feature = "profile")]
+    pub fn profile(&self, input: &[f32], output: &mut [f32]) -> Result<Profile> {
+        let Shared { parameters, packed, bias } = &*self.shared;
+        linear::profile(input, parameters, packed, bias.as_deref(), output)
+    }
+
     /// The layer without its packed form: what is stored.
     ///
     /// # Errors
@@ -118,6 +179,20 @@ impl QuantizedLinear {
     pub fn release(self) -> Result<PortableLinear> {
         self.to_portable()
     }
+}
+
+/// Where the time of a call goes.
+#[cfg(feature = "profile")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Profile {
+    /// Finding the input's range and checking that it is finite.
+    pub range: std::time::Duration,
+    /// Quantizing and packing the input.
+    pub quantize: std::time::Duration,
+    /// Multiplying, and turning the sums into floats.
+    pub multiply: std::time::Duration,
+    /// All else: checks, parameters, buffers.
+    pub rest: std::time::Duration,
 }
 
 impl std::fmt::Debug for QuantizedLinear {

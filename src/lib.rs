@@ -4,6 +4,7 @@
 // So that the derive's `::fbgemm` paths also hold in this crate's own documentation tests and examples.
 extern crate self as fbgemm;
 
+mod advice;
 mod cpu;
 mod element;
 mod error;
@@ -20,6 +21,7 @@ mod provider;
 mod range;
 mod weight;
 
+pub use advice::{Advice, LayerAdvice, LayerTiming, advise_linear_modules};
 pub use cpu::{Isa, cpu_support};
 pub use element::Element;
 pub use error::{Error, Result};
@@ -27,8 +29,12 @@ pub use error::{Error, Result};
 pub use fbgemm_derive::LinearModules;
 #[cfg(feature = "safetensors")]
 pub use file::{ModelFile, PlainTensor, load_linear_modules, quantize_checkpoint, save_linear_modules};
+#[cfg(feature = "profile")]
+pub use layer::Profile;
 pub use layer::{PortableLinear, QuantizedLinear};
-pub use linear::{linear_int8_weight, linear_int8_weight_into, linear_int8_weight_tasks};
+pub use linear::{
+    linear_int8_weight, linear_int8_weight_into, linear_int8_weight_tasks, release_thread_buffer, thread_buffer_bytes,
+};
 pub use model::{
     FloatLinear, LayerReport, Linear, LinearModules, QuantizeOptions, QuantizeReport, Skipped, WeightReport, join_name,
     quantize_linear_modules, unload_linear_modules,

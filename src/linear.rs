@@ -2,7 +2,9 @@
 
 use crate::range::finite_range;
 use crate::weight::Parameters;
-use crate::{Error, PackedMatrix, QuantizedWeight, Result, cpu_support, ffi};
+use crate::{Error, Isa, PackedMatrix, QuantizedWeight, Result, cpu_support, ffi};
+
+pub(crate) use ffi::MAX_TASKS;
 
 /// `input · weightᵀ + bias` through FBGEMM's int8 GEMM, bit-identical to PyTorch's `fbgemm_linear_int8_weight`.
 ///
@@ -114,10 +116,29 @@ pub(crate) fn run(
     tasks: usize,
     execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
 ) -> Result<()> {
-    let isa = cpu_support()?;
-    if !(1..=ffi::MAX_TASKS).contains(&tasks) {
-        return Err(Error::InvalidTasks { given: tasks, limit: ffi::MAX_TASKS });
+    if !(1..=MAX_TASKS).contains(&tasks) {
+        return Err(Error::InvalidTasks { given: tasks, limit: MAX_TASKS });
     }
+    let isa = check(input, weight, packed, bias, output)?;
+    let range = finite_range(input, "input", isa)?;
+    if input.is_empty() {
+        return Ok(());
+    }
+    match prepare(input, range, weight, packed, bias)?.run(output, tasks, execute)? {
+        ran if ran == tasks => Ok(()),
+        ran => Err(Error::TasksLeft { ran, tasks }),
+    }
+}
+
+/// Checks lengths, and that the packed matrix is of this weight and for the instruction set in use.
+fn check(
+    input: &[f32],
+    weight: &Parameters,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    output: &[f32],
+) -> Result<Isa> {
+    let isa = cpu_support()?;
     let rows = rows(input.len(), weight.out_features, weight.in_features)?;
     if packed.fingerprint() != weight.fingerprint {
         return Err(Error::ForeignPackedMatrix {
@@ -131,11 +152,17 @@ pub(crate) fn run(
         return Err(Error::InstructionSetChanged { packed: packed.isa(), now: isa });
     }
     check_lengths(bias, output, rows, weight.out_features)?;
+    Ok(isa)
+}
 
-    let (min, max) = finite_range(input, "input", isa)?;
-    if rows == 0 {
-        return Ok(());
-    }
+/// Chooses the input's parameters from its range, and checks that the result will be no garbage.
+fn prepare<'a>(
+    input: &'a [f32],
+    (min, max): (f32, f32),
+    weight: &'a Parameters,
+    packed: &'a PackedMatrix,
+    bias: Option<&'a [f32]>,
+) -> Result<ffi::Linear<'a>> {
     let input_params = ffi::choose_quantization_params(min, max, 0, u8::MAX.into())?;
     let mut weight_params = input_params;
     (weight_params.scale, weight_params.zero_point) = (weight.scale, weight.zero_point);
@@ -144,11 +171,48 @@ pub(crate) fn run(
         return Err(Error::ScaleOverflow { input: input_params.scale, weight: weight.scale });
     }
     let bias = bias.unwrap_or_default();
-    let linear = ffi::Linear::new(input, input_params, packed.ffi(), weight_params, &weight.col_offsets, bias);
-    match linear.run(output, tasks, execute)? {
-        ran if ran == tasks => Ok(()),
-        ran => Err(Error::TasksLeft { ran, tasks }),
-    }
+    Ok(ffi::Linear::new(input, input_params, packed.ffi(), weight_params, &weight.col_offsets, bias))
+}
+
+/// [`run`] in one task, timed.
+#[cfg(feature = "profile")]
+pub(crate) fn profile(
+    input: &[f32],
+    weight: &Parameters,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    output: &mut [f32],
+) -> Result<crate::Profile> {
+    use std::time::Instant;
+    let start = Instant::now();
+    let isa = check(input, weight, packed, bias, output)?;
+    let checked = Instant::now();
+    let range = finite_range(input, "input", isa)?;
+    let ranged = Instant::now();
+    let linear = prepare(input, range, weight, packed, bias)?;
+    let prepared = Instant::now();
+    linear.run(output, 1, |task| task(0))?;
+    let done = Instant::now();
+    linear.quantize_input()?;
+    let quantize = done.elapsed();
+    Ok(crate::Profile {
+        range: ranged - checked,
+        quantize,
+        multiply: (done - prepared).saturating_sub(quantize),
+        rest: (checked - start) + (prepared - ranged),
+    })
+}
+
+/// Drops the calling thread's buffer. It grows to what the largest operation on the thread needed: the sums of the rows
+/// that are computed at once (at most 8 MiB, or 128 bytes for each of `out_features` where that is more), and at most
+/// 1.1 MB for the quantized input. The next operation makes it anew.
+pub fn release_thread_buffer() {
+    ffi::release_scratch();
+}
+
+/// The size of the calling thread's buffer in bytes.
+pub fn thread_buffer_bytes() -> usize {
+    ffi::scratch_bytes()
 }
 
 /// The number of rows in an input of `len` elements; an error if it has a part of one, or if it or the output is too

@@ -372,7 +372,7 @@ macro_rules! without {
         }
     )*};
 }
-without!((), bool, char, f32, f64, i8, i16, i32, i64, isize, u8, u16, u32, u64, usize, String, str);
+without!((), bool, char, f32, f64, i8, i16, i32, i64, isize, u8, u16, u32, u64, usize, i128, u128, String, str, &str);
 
 impl<T> LinearModules for std::marker::PhantomData<T> {
     fn visit_linear<'a>(&'a self, _: &str, _: &mut dyn FnMut(&str, &'a Linear)) {}

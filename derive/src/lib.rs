@@ -15,7 +15,18 @@ use syn::{Data, DeriveInput, Error, Field, Fields, Generics, Ident, Index, LitSt
 /// - `#[linear(rename = "self")]`: its name in checkpoints, where that is another; it may have dots.
 /// - `#[linear(flatten)]`: it adds no name.
 ///
-/// The trait's own page has an example.
+/// ```ignore
+/// #[derive(LinearModules)]
+/// struct Block {
+///     #[linear(rename = "self")]
+///     self_attention: Linear,    // self
+///     feed_forward: Vec<Linear>, // feed_forward.0, feed_forward.1, ...
+///     #[linear(skip)]
+///     norm: LayerNorm,
+/// }
+/// ```
+///
+/// The trait's own page has an example that runs.
 #[proc_macro_derive(LinearModules, attributes(linear))]
 pub fn linear_modules(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
     expand(input.into()).unwrap_or_else(Error::into_compile_error).into()
@@ -52,13 +63,15 @@ fn expand(input: TokenStream) -> Result<TokenStream> {
         let pattern = quote!(#path { #(#bindings)* .. });
         let calls = |method: &str| {
             let calls = children.iter().map(|Child { binding, part, ty, .. }| {
-                let method = Ident::new(method, ty.span());
+                // At the field's type, so that the compiler shows that when it has no linear layers to tell of;
+                // resolved here, as the type may come from a `macro_rules!` that does not see `visit`.
+                let span = ty.span().resolved_at(Span::call_site());
+                let method = Ident::new(method, span);
                 let name = match part {
                     Some(part) => quote!(&::fbgemm::join_name(name, #part)),
                     None => quote!(name),
                 };
-                // At the field's type, so that the compiler shows that when it has no linear layers to tell of.
-                quote_spanned!(ty.span()=> <#ty as ::fbgemm::LinearModules>::#method(#binding, #name, visit);)
+                quote_spanned!(span=> <#ty as ::fbgemm::LinearModules>::#method(#binding, #name, visit);)
             });
             quote!(#(#calls)*)
         };
@@ -78,8 +91,8 @@ fn expand(input: TokenStream) -> Result<TokenStream> {
     let (body, body_mut) = (body(&arms), body(&arms_mut));
     Ok(quote! {
         #[automatically_derived]
+        #[allow(deprecated, unused_variables)]
         impl #impl_generics ::fbgemm::LinearModules for #name #type_generics #where_clause {
-            #[allow(unused_variables)]
             fn visit_linear<'linear_layer>(
                 &'linear_layer self,
                 name: &::core::primitive::str,
@@ -88,7 +101,6 @@ fn expand(input: TokenStream) -> Result<TokenStream> {
                 #body
             }
 
-            #[allow(unused_variables)]
             fn visit_linear_mut(
                 &mut self,
                 name: &::core::primitive::str,
@@ -134,7 +146,8 @@ fn children<'a>(fields: &'a Fields, errors: &mut Errors) -> Vec<Child<'a>> {
         if let Some(part) = &part
             && !seen.insert(part.clone())
         {
-            let at = options.rename.map_or_else(|| field.ident.span(), |name| name.span());
+            let own = field.ident.as_ref().map_or_else(|| field.ty.span(), Ident::span);
+            let at = options.rename.map_or(own, |name| name.span());
             errors.0.push(Error::new(at, format!("another field has the name {part:?}, too")));
         }
         children.push(Child { member, binding: format_ident!("field_{i}"), part, ty: &field.ty });

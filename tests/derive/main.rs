@@ -161,6 +161,48 @@ fn generic_and_recursive_types_are_walked() {
     assert_eq!(names(&mut tree), ["value", "children.0.value", "next.value"]);
 }
 
+/// Field types that come from elsewhere than the derive.
+macro_rules! model {
+    ($name:ident { $($fields:tt)* }) => {
+        #[derive(LinearModules)]
+        struct $name { $($fields)* }
+    };
+}
+model!(FromMacro { visit: Linear, name: Vec<Linear> });
+
+#[test]
+fn a_macro_can_pass_the_fields_on() {
+    assert_eq!(names(&mut FromMacro { visit: layer(), name: vec![layer()] }), ["visit", "name.0"]);
+}
+
+/// The derive's own code warns of nothing.
+#[deny(warnings)]
+#[allow(dead_code, missing_docs)]
+pub mod quiet {
+    use fbgemm::{Linear, LinearModules};
+
+    #[derive(LinearModules)]
+    #[deprecated]
+    pub struct Old {
+        #[deprecated]
+        a: Linear,
+    }
+
+    #[derive(LinearModules)]
+    pub struct Public<T> {
+        private: Private<T>,
+    }
+
+    #[derive(LinearModules)]
+    struct Private<T>(T);
+
+    #[derive(LinearModules)]
+    pub enum Empty {}
+
+    #[derive(LinearModules)]
+    pub struct Unit;
+}
+
 #[test]
 fn what_can_not_be_derived_is_a_clear_error() {
     // As for documentation: the cases' build of its own, which is only checked, need not fetch or link FBGEMM.

@@ -7,4 +7,7 @@ struct SameName {
     b: Linear,
 }
 
+#[derive(LinearModules)]
+struct SameIndex(#[linear(rename = "1")] Linear, Linear);
+
 fn main() {}

@@ -1,0 +1,153 @@
+//! In steady state a call allocates nothing: neither Rust nor C++, counted at malloc itself.
+//!
+//! A binary of its own: it puts itself before the C library's allocator, for all of the process.
+
+use fbgemm::QuantizedLinear;
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
+
+thread_local! {
+    /// Allocations by this thread. `const` and without a destructor, so that counting allocates nothing.
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What glibc's own allocator is called beneath the public names.
+mod glibc {
+    use super::*;
+    unsafe extern "C" {
+        pub fn __libc_malloc(size: usize) -> *mut c_void;
+        pub fn __libc_calloc(count: usize, size: usize) -> *mut c_void;
+        pub fn __libc_realloc(memory: *mut c_void, size: usize) -> *mut c_void;
+        pub fn __libc_memalign(alignment: usize, size: usize) -> *mut c_void;
+    }
+}
+
+fn count() {
+    COUNT.set(COUNT.get() + 1);
+}
+
+/// In place of the C library's: operator new, posix_memalign and Rust's allocator all end here.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc(size: usize) -> *mut c_void {
+    count();
+    // SAFETY: passed on as it came.
+    unsafe { glibc::__libc_malloc(size) }
+}
+
+/// See [`malloc`].
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calloc(n: usize, size: usize) -> *mut c_void {
+    count();
+    // SAFETY: passed on as it came.
+    unsafe { glibc::__libc_calloc(n, size) }
+}
+
+/// See [`malloc`].
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn realloc(memory: *mut c_void, size: usize) -> *mut c_void {
+    count();
+    // SAFETY: passed on as it came.
+    unsafe { glibc::__libc_realloc(memory, size) }
+}
+
+/// See [`malloc`].
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
+    count();
+    // SAFETY: passed on as it came.
+    unsafe { glibc::__libc_memalign(alignment, size) }
+}
+
+/// See [`malloc`].
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_memalign(memory: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
+    const OUT_OF_MEMORY: c_int = 12;
+    count();
+    // SAFETY: passed on as it came; the caller gave a place for the result.
+    unsafe {
+        *memory = glibc::__libc_memalign(alignment, size);
+        if (*memory).is_null() { OUT_OF_MEMORY } else { 0 }
+    }
+}
+
+/// How many times this thread allocated meanwhile.
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = COUNT.get();
+    work();
+    COUNT.get() - before
+}
+
+#[test]
+fn allocations_of_rust_and_of_cpp_are_counted() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 1);
+    let weight = fbgemm::quantize_weight(&[0.5; 64 * 64], 64, 64).unwrap();
+    // The C++ object, and what FBGEMM's constructor makes.
+    assert!(allocations(|| drop(weight.pack().unwrap())) >= 1);
+}
+
+#[test]
+fn calls_of_every_kind_allocate_nothing_in_steady_state() {
+    for (n, k) in [(64, 64), (100, 33), (384, 1536), (1, 1)] {
+        let weight: Vec<f32> = (0..n * k).map(|i| (i * 31 % 251) as f32 / 125.0 - 1.0).collect();
+        let layer = QuantizedLinear::new(&weight, Some(&vec![0.5; n]), n, k).unwrap();
+        for rows in [1, 7, 130, 0] {
+            let input: Vec<f32> = (0..rows * k).map(|i| (i * 7 % 101) as f32 / 50.0 - 1.0).collect();
+            let doubles: Vec<f64> = input.iter().map(|&x| f64::from(x)).collect();
+            let (mut output, mut wide) = (vec![0f32; rows * n], vec![0f64; rows * n]);
+            let mut all = || {
+                layer.forward_into(&input, &mut output).unwrap();
+                layer.forward_into(&doubles, &mut wide).unwrap();
+                layer.forward_tasks(&input, &mut output, 3, |task| (0..3).for_each(task)).unwrap();
+            };
+            all();
+            assert_eq!(allocations(|| (0..20).for_each(|_| all())), 0, "{rows} rows of {n}x{k}");
+        }
+    }
+}
+
+#[test]
+fn smaller_calls_after_larger_ones_reuse_the_buffer() {
+    let layer = QuantizedLinear::new(&[0.5; 96 * 64], None, 96, 64).unwrap();
+    layer.warm_up(1..=40).unwrap();
+    let (input, mut output) = (vec![0.5f32; 40 * 64], vec![0f32; 40 * 96]);
+    let count = allocations(|| {
+        for rows in 1..=40 {
+            layer.forward_into(&input[..rows * 64], &mut output[..rows * 96]).unwrap();
+        }
+    });
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn the_threads_buffer_is_bounded_and_given_back_on_demand() {
+    std::thread::spawn(|| {
+        assert_eq!(fbgemm::thread_buffer_bytes(), 0, "a new thread has none");
+        let layer = QuantizedLinear::new(&vec![0.5; 1000 * 64], None, 1000, 64).unwrap();
+        let (input, mut output) = (vec![0.5f32; 20_000 * 64], vec![0f32; 20_000 * 1000]);
+        layer.forward_into(&input, &mut output).unwrap();
+        // Not the sums of all 20,000 rows, which take 80 MB.
+        let held = fbgemm::thread_buffer_bytes();
+        assert!((1..10 << 20).contains(&held), "{held}");
+        fbgemm::release_thread_buffer();
+        assert_eq!(fbgemm::thread_buffer_bytes(), 0);
+        layer.forward_into(&input[..64], &mut output[..1000]).unwrap();
+        assert!((1..held).contains(&fbgemm::thread_buffer_bytes()));
+    })
+    .join()
+    .unwrap();
+}
