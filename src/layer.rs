@@ -121,10 +121,14 @@ impl QuantizedLinear {
     /// Into how many parts a call with so many rows is worth splitting, up to `threads`: 1 where handing a part to
     /// another thread would cost about what it saves.
     pub fn tasks_worth(&self, rows: usize, threads: usize) -> usize {
-        // Multiply-adds of some 30 microseconds, where another thread is woken in 5 to 10 (benches/README.md).
-        const LEAST: usize = 4 << 20;
-        let work = rows.saturating_mul(self.out_features()).saturating_mul(self.in_features());
-        (work / LEAST).clamp(1, threads.clamp(1, crate::linear::MAX_TASKS))
+        // Nanoseconds of work that a part must have, as waking another thread takes 30 to 50 thousand; and what a core
+        // does in one, multiply-adds or bytes of the weight read (benches/README.md).
+        const LEAST: usize = 75_000;
+        const READ: usize = 64;
+        let multiplied = if self.shared.packed.isa().sums_pairs_exactly() { 190 } else { 100 };
+        let weight = self.out_features() * self.in_features();
+        let time = (weight.saturating_mul(rows) / multiplied).max(weight.min(weight.saturating_mul(rows)) / READ);
+        (time / LEAST).clamp(1, threads.clamp(1, linear::MAX_TASKS))
     }
 
     /// [`forward_into`](Self::forward_into) on the current rayon pool's threads, in as many parts as are

@@ -189,3 +189,44 @@ fn eight_threads_on_one_layer_get_the_same_bits() {
         }
     });
 }
+
+#[test]
+fn a_call_in_parts_gives_the_same_bits() {
+    let (n, k) = (200, 130);
+    let layer = QuantizedLinear::new(&numbers(n * k, 1, 0.1), Some(&numbers(n, 2, 1.0)), n, k).unwrap();
+    for rows in [0, 1, 5, 130, 500] {
+        let input = numbers(rows * k, 3, 2.0);
+        let expected: Vec<f32> = layer.forward(&input).unwrap();
+        for tasks in [1, 2, 3, 7, 64] {
+            let mut output = vec![7.0; rows * n];
+            let execute = |task: &(dyn Fn(usize) + Sync)| {
+                std::thread::scope(|scope| (0..tasks).for_each(|i| drop(scope.spawn(move || task(i)))));
+            };
+            layer.forward_tasks(&input, &mut output, tasks, execute).unwrap();
+            assert_eq!(bits(&output), bits(&expected), "{rows} rows in {tasks} parts");
+        }
+    }
+    // More work than one part is worth.
+    let (n, k, rows) = (1024, 1024, 128);
+    let layer = QuantizedLinear::new(&numbers(n * k, 1, 0.1), None, n, k).unwrap();
+    assert_eq!((layer.tasks_worth(1, 8), layer.tasks_worth(0, 8), layer.tasks_worth(rows, 1)), (1, 1, 1));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    assert!(layer.tasks_worth(rows, 3) > 1);
+    let (input, mut output) = (numbers(rows * k, 3, 2.0), vec![0.0; rows * n]);
+    pool.install(|| layer.forward_rayon(&input, &mut output)).unwrap();
+    assert_eq!(bits(&output), bits(&layer.forward(&input).unwrap()));
+}
+
+#[test]
+fn a_profile_computes_the_call_and_names_all_of_its_time() {
+    let layer = layer(19);
+    let input = numbers(9 * 40, 3, 2.0);
+    let mut output = vec![0.0; 9 * 24];
+    let start = std::time::Instant::now();
+    let profile = layer.profile(&input, &mut output).unwrap();
+    let elapsed = start.elapsed();
+    assert_eq!(bits(&output), bits(&layer.forward(&input).unwrap()));
+    let sum = profile.range + profile.quantize + profile.multiply + profile.rest;
+    assert!(!profile.multiply.is_zero() && sum <= elapsed, "{profile:?} of {elapsed:?}");
+    assert!(matches!(layer.profile(&[1.0; 41], &mut output), Err(Error::PartialRow { .. })));
+}

@@ -1,0 +1,136 @@
+//! What a service sees: one call on two threads, requests on two threads, the first call with and without `warm_up`.
+//!
+//! `cargo bench --bench service`; `quick` after `--` for few repetitions, which checks results alone.
+
+use fbgemm::QuantizedLinear;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+fn numbers(len: usize, seed: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i + seed) * 2_654_435_761 % 1021) as f32 / 510.0 - 1.0).collect()
+}
+
+fn layer(n: usize, k: usize) -> QuantizedLinear {
+    QuantizedLinear::new(&numbers(n * k, 1), Some(&numbers(n, 2)), n, k).unwrap()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// One call, split over a pool of two, against the same call on one thread, in turn.
+fn split(repetitions: usize) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    println!("One call on a rayon pool of 2 threads against 1 thread (medians of {repetitions}, in turn)");
+    println!("{:>5} {:>11} {:>6} {:>12} {:>12} {:>8}", "rows", "out x in", "parts", "1 thread us", "pool us", "faster");
+    for (n, k) in [(64, 64), (384, 384), (1536, 384), (1024, 1024), (4096, 1024), (4096, 4096)] {
+        let layer = layer(n, k);
+        for m in [1, 8, 64, 128] {
+            let input = numbers(m * k, 3);
+            let (mut alone, mut together) = (vec![0f32; m * n], vec![0f32; m * n]);
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            pool.install(|| {
+                for i in 0..=repetitions {
+                    let start = Instant::now();
+                    layer.forward_into(&input, &mut alone).unwrap();
+                    let middle = Instant::now();
+                    layer.forward_rayon(&input, &mut together).unwrap();
+                    if i > 0 {
+                        a.push(middle - start);
+                        b.push(middle.elapsed());
+                    }
+                }
+            });
+            assert!(alone.iter().zip(&together).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} rows of {n}x{k}");
+            let (a, b, parts) = (median(a), median(b), layer.tasks_worth(m, 2));
+            let shape = format!("{n}x{k}");
+            let faster = a.as_secs_f64() / b.as_secs_f64();
+            println!("{m:>5} {shape:>11} {parts:>6} {:>12.1} {:>12.1} {faster:>7.2}x", micros(a), micros(b));
+        }
+    }
+}
+
+/// Requests a second on one shared layer, by one thread and by two.
+fn throughput(time: Duration) {
+    println!("\nRequests on one shared layer, each thread its own requests ({time:?} each)");
+    println!("{:>5} {:>11} {:>14} {:>14} {:>8}", "rows", "out x in", "1 thread/s", "2 threads/s", "more");
+    for (m, n, k) in [(1, 64, 64), (1, 384, 1536), (8, 1024, 1024), (32, 768, 3072)] {
+        let layer = layer(n, k);
+        let input = numbers(m * k, 3);
+        let expected: Vec<f32> = layer.forward(&input).unwrap();
+        let run = |threads: usize| {
+            let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        let mut output = vec![0f32; m * n];
+                        let mut done = 0;
+                        while !stop.load(Ordering::Relaxed) {
+                            layer.forward_into(&input, &mut output).unwrap();
+                            done += 1;
+                        }
+                        assert!(output == expected);
+                        count.fetch_add(done, Ordering::Relaxed);
+                    });
+                }
+                std::thread::sleep(time);
+                stop.store(true, Ordering::Relaxed);
+            });
+            count.into_inner() as f64 / time.as_secs_f64()
+        };
+        let (one, two) = (run(1), run(2));
+        let shape = format!("{n}x{k}");
+        println!("{m:>5} {shape:>11} {one:>14.0} {two:>14.0} {:>7.2}x", two / one);
+    }
+}
+
+/// The first call with so many rows in a thread and process where that number was not seen yet, as FBGEMM generates a
+/// kernel for each; with and without a warm-up, and a call later on.
+fn first_calls() {
+    println!("\nThe first call with a number of rows, 384x1536");
+    let layer = layer(384, 1536);
+    let timed = |m: usize| {
+        let input = numbers(m * 1536, 3);
+        let mut output = vec![0f32; m * 384];
+        let start = Instant::now();
+        layer.forward_into(&input, &mut output).unwrap();
+        start.elapsed()
+    };
+    // Each of these is the only one to use its kernel before.
+    let (cold, warmed) = ([3, 5, 9, 11, 13, 15, 17], [4, 6, 10, 12, 14, 16, 18]);
+    // A thread of its own: it has no buffer yet.
+    let one = |rows: &[usize], warm: bool| {
+        let times = rows.iter().map(|&m| {
+            std::thread::scope(|scope| {
+                let run = || {
+                    if warm {
+                        layer.warm_up([m]).unwrap();
+                    }
+                    (timed(m), median((0..9).map(|_| timed(m)).collect()))
+                };
+                scope.spawn(run).join().unwrap()
+            })
+        });
+        let (first, later): (Vec<_>, Vec<_>) = times.unzip();
+        (micros(median(first)), micros(median(later)))
+    };
+    let start = Instant::now();
+    layer.warm_up([1]).unwrap();
+    println!("{:>24} {:>12.1} us", "very first, one row", micros(start.elapsed()));
+    for (name, (first, later)) in [("cold", one(&cold, false)), ("after warm_up", one(&warmed, true))] {
+        println!("{name:>24} {first:>12.1} us, later calls {later:.1} us");
+    }
+}
+
+fn main() {
+    let quick = std::env::args().any(|a| a == "quick" || a == "--test");
+    println!("FBGEMM uses {}.", fbgemm::cpu_support().expect("a CPU that FBGEMM supports"));
+    first_calls();
+    split(if quick { 3 } else { 101 });
+    throughput(Duration::from_millis(if quick { 20 } else { 500 }));
+}
