@@ -113,15 +113,19 @@ fn measuring_memory() {
     save_linear_modules(&model, &[], &path).unwrap();
     drop(model);
     let saved = per_weight(resident() - before);
-    let portable: Vec<_> = layers.into_iter().map(|layer| layer.release().unwrap()).collect();
+    assert!(saved < 1.15, "{saved} bytes a weight after saving");
+    let (parked, dropped): (Vec<_>, Vec<_>) = layers.into_iter().enumerate().partition(|(i, _)| i % 2 == 0);
+    drop(dropped);
+    let half = per_weight(resident() - before);
+    assert!(half < 0.65, "{half} bytes a weight with half of the layers dropped");
+    // The plain form that this leaves lies in the allocator's memory, which may keep it for later.
+    let parked: Vec<_> = parked.into_iter().map(|(_, layer)| layer.release().unwrap()).collect();
     let released = per_weight(resident() - before);
-    assert!(saved.max(released) < 1.15, "{saved} and {released} bytes a weight: packed and plain?");
-    drop(portable);
-    let dropped = per_weight(resident().saturating_sub(before));
     println!(
-        "resident bytes a weight: {held:.3} running, {saved:.3} saved, {released:.3} released, {dropped:.3} dropped"
+        "resident bytes a weight: {held:.3} running, {saved:.3} saved, of one half {half:.3} and {released:.3} released"
     );
-    assert!(dropped < 0.15, "{dropped} bytes a weight were not given back");
+    assert!(released < 0.65, "{released} bytes a weight: packed and plain?");
+    drop(parked);
 }
 
 #[test]
