@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,12 +16,30 @@ std::atomic<std::size_t> live{0};
 
 // Pages of the matrix's own: its memory goes back to the system at once when it is freed, which the C library's
 // heap does not promise; and they are aligned for FBGEMM's widest kernels. FBGEMM's own allocator is not checked.
+// Where a matrix fills huge pages it asks for them: reading 16 MB for a single row takes a quarter less time.
 std::int8_t* allocate(std::size_t bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  constexpr std::size_t huge = std::size_t{2} << 20;
+  const std::size_t slack = bytes >= huge ? huge : 0;
+  void* memory = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
     throw std::bad_alloc();
   }
-  return static_cast<std::int8_t*>(memory);
+  auto* start = static_cast<std::int8_t*>(memory);
+  if (slack != 0) {
+    const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t before = (huge - reinterpret_cast<std::uintptr_t>(start) % huge) % huge;
+    const std::size_t used = (bytes + page - 1) / page * page;
+    const std::size_t all = (bytes + slack + page - 1) / page * page;
+    if (before != 0) {
+      munmap(start, before);
+    }
+    start += before;
+    if (before + used < all) {
+      munmap(start + used, all - before - used);
+    }
+    madvise(start, bytes, MADV_HUGEPAGE);  // a wish: without it all is as right, and slower
+  }
+  return start;
 }
 
 template <fbgemm::inst_set_t ISA>
@@ -34,21 +53,21 @@ fbgemm::BlockingFactors blocking_of(std::int32_t most_k, std::int32_t k) {
   return {Traits::MR, Traits::NR, Traits::NR_MIN, Traits::ROW_INTERLEAVE, Traits::MCB, height, Traits::NCB};
 }
 
-// FBGEMM's own blocking but for the height of a block of the weight; the greatest heights are from measurements
-// (benches/README.md).
+// FBGEMM's own blocking but for the height of a block of the weight, which is at most FBGEMM's own; on AVX2 twice that,
+// where single rows gain a tenth and nothing loses (benches/README.md).
 fbgemm::BlockingFactors choose_blocking(std::int32_t k) {
   using fbgemm::inst_set_t;
   switch (fbgemm::fbgemmInstructionSet()) {
     case inst_set_t::avx2:
       return blocking_of<inst_set_t::avx2>(1024, k);
     case inst_set_t::avx512:
-      return blocking_of<inst_set_t::avx512>(384, k);
+      return blocking_of<inst_set_t::avx512>(256, k);
     case inst_set_t::avx512_ymm:
-      return blocking_of<inst_set_t::avx512_ymm>(384, k);
+      return blocking_of<inst_set_t::avx512_ymm>(256, k);
     case inst_set_t::avx512_vnni:
-      return blocking_of<inst_set_t::avx512_vnni>(768, k);
+      return blocking_of<inst_set_t::avx512_vnni>(512, k);
     case inst_set_t::avx512_vnni_ymm:
-      return blocking_of<inst_set_t::avx512_vnni_ymm>(768, k);
+      return blocking_of<inst_set_t::avx512_vnni_ymm>(512, k);
     default:
       throw std::runtime_error("no blocking factors for this instruction set");
   }

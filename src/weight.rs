@@ -218,8 +218,8 @@ pub(crate) fn check_length(what: &'static str, given: usize, out_features: usize
         }
     }
     let padded = (out_features.checked_next_multiple_of(ROWS))
-        // Blocks of at least 256 are each padded by at most 4.
-        .zip(in_features.checked_add(in_features / 64 + 4))
+        // Blocks of at least 128 are each padded by at most 4.
+        .zip(in_features.checked_add(in_features / 32 + 4))
         .and_then(|(rows, columns)| rows.checked_mul(columns));
     if padded.is_none_or(|elements| elements > LIMIT) {
         return Err(Error::TooLarge { what, rows: out_features, columns: in_features, limit: LIMIT });
