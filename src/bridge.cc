@@ -42,32 +42,39 @@ std::int8_t* allocate(std::size_t bytes) {
   return start;
 }
 
+// FBGEMM's own blocking, but for blocks of the weight of equal height: with its own height alone, k = 513 is padded to
+// 1024, and takes as long. The sums are 32-bit integers, so the height changes no bit as long as it splits no group of
+// ROW_INTERLEAVE.
 template <fbgemm::inst_set_t ISA>
-fbgemm::BlockingFactors blocking_of(std::int32_t most_k, std::int32_t k) {
+fbgemm::BlockingFactors blocking_of(std::int32_t k) {
   using Traits = fbgemm::PackingTraits<std::uint8_t, std::int32_t, ISA>;
-  // Blocks of equal height: FBGEMM's own height pads k = 513 to 1024, and takes as long. The sums are 32-bit
-  // integers, so the height changes no bit as long as it splits no group of ROW_INTERLEAVE.
-  const std::int32_t blocks = (k + most_k - 1) / most_k;
+  const std::int32_t blocks = (k + Traits::KCB - 1) / Traits::KCB;
   const std::int32_t each = (k + blocks - 1) / blocks;
   const std::int32_t height = (each + Traits::ROW_INTERLEAVE - 1) / Traits::ROW_INTERLEAVE * Traits::ROW_INTERLEAVE;
   return {Traits::MR, Traits::NR, Traits::NR_MIN, Traits::ROW_INTERLEAVE, Traits::MCB, height, Traits::NCB};
 }
 
-// FBGEMM's own blocking but for the height of a block of the weight, which is at most FBGEMM's own; on AVX2 twice that,
-// where single rows gain a tenth and nothing loses (benches/README.md).
 fbgemm::BlockingFactors choose_blocking(std::int32_t k) {
   using fbgemm::inst_set_t;
   switch (fbgemm::fbgemmInstructionSet()) {
-    case inst_set_t::avx2:
-      return blocking_of<inst_set_t::avx2>(1024, k);
+    case inst_set_t::avx2: {
+      // 6 rows by 2 registers of outputs take as many registers as FBGEMM's 12 by 1, and a single row, which loads
+      // each input for twice as many outputs, a fifth to a quarter less time (benches/README.md). The block is as wide
+      // as the registers: FBGEMM's kernels don't take a wider one.
+      auto blocking = blocking_of<inst_set_t::avx2>(k);
+      blocking.MR /= 2;
+      blocking.NR *= 2;
+      blocking.NCB = blocking.NR;
+      return blocking;
+    }
     case inst_set_t::avx512:
-      return blocking_of<inst_set_t::avx512>(256, k);
+      return blocking_of<inst_set_t::avx512>(k);
     case inst_set_t::avx512_ymm:
-      return blocking_of<inst_set_t::avx512_ymm>(256, k);
+      return blocking_of<inst_set_t::avx512_ymm>(k);
     case inst_set_t::avx512_vnni:
-      return blocking_of<inst_set_t::avx512_vnni>(512, k);
+      return blocking_of<inst_set_t::avx512_vnni>(k);
     case inst_set_t::avx512_vnni_ymm:
-      return blocking_of<inst_set_t::avx512_vnni_ymm>(512, k);
+      return blocking_of<inst_set_t::avx512_vnni_ymm>(k);
     default:
       throw std::runtime_error("no blocking factors for this instruction set");
   }
