@@ -136,8 +136,8 @@ fn patterns(these: &[&str], those: &[&str]) -> Vec<String> {
     found
 }
 
-/// Times a model's linear layers on this machine and thread, in int8 and in fp32 (the `matrixmultiply` crate, as
-/// [`Linear`] computes), at the batch sizes that the service sees: which layers to quantize, and which to leave. It takes
+/// Times a model's linear layers on this machine and thread, in int8 and in fp32 (the `gemm` crate, as [`Linear`]
+/// computes), at the batch sizes that the service sees: which layers to quantize, and which to leave. It takes
 /// some milliseconds for each shape and batch size; layers of equal shape are timed once, with made-up weights, which
 /// make no difference to the time.
 ///

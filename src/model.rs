@@ -202,10 +202,12 @@ impl std::fmt::Debug for FloatLinear {
 fn multiply_add(x: &[f32], weight: &[f32], y: &mut [f32], (m, n, k): (usize, usize, usize)) {
     assert!(x.len() == m * k && weight.len() == n * k && y.len() == m * n);
     let (row, wide) = (k as isize, n as isize);
-    // SAFETY: the three matrices have the lengths that their dimensions and strides say, asserted just above.
+    let (one, add, plain, alone) = (1.0, true, false, gemm::Parallelism::None);
+    // SAFETY: the three matrices have the lengths that their dimensions and strides (column's, row's) say, asserted
+    // just above.
     unsafe {
         let (x, weight, y) = (x.as_ptr(), weight.as_ptr(), y.as_mut_ptr());
-        matrixmultiply::sgemm(m, k, n, 1.0, x, row, 1, weight, 1, row, 1.0, y, wide, 1);
+        gemm::gemm(m, n, k, y, 1, wide, add, x, 1, row, weight, row, 1, one, one, plain, plain, plain, alone);
     }
 }
 
