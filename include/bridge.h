@@ -66,6 +66,21 @@ void quantize_int8(
     rust::Slice<std::int8_t> to,
     fbgemm::TensorQuantizationParams params);
 
+void quantize_uint8(
+    rust::Slice<const float> from,
+    rust::Slice<std::uint8_t> to,
+    fbgemm::TensorQuantizationParams params);
+
+/// sums[m, n] = input · weightᵀ, input being m × k. `pack_buffer` has MCB·KCB bytes.
+void multiply(
+    rust::Slice<const std::uint8_t> input,
+    std::int32_t m,
+    std::int32_t n,
+    std::int32_t k,
+    const PackedWeight& weight,
+    std::int32_t* sums,
+    std::uint8_t* pack_buffer);
+
 std::unique_ptr<PackedWeight> pack(
     rust::Slice<const std::int8_t> weight, std::int32_t n, std::int32_t k);
 /// `to` has n rows of k: what was packed.
@@ -78,7 +93,8 @@ std::size_t live_packed_weights() noexcept;
 
 /// Thread `task` of `tasks` of output[m, n] = dequantize(quantize(input) · weightᵀ) + bias. Tasks write disjoint
 /// parts of `output` and `accumulators` (each m × n). `pack_buffer` (MCB·KCB bytes) and `row_offsets` (MCB) are
-/// this task's own. An empty `bias` is none.
+/// this task's own. An empty `bias` is none. There are as many
+/// scales as zero points: one of each, or n.
 void linear_int8(
     rust::Slice<const float> input,
     std::int32_t m,
@@ -86,9 +102,11 @@ void linear_int8(
     std::int32_t k,
     fbgemm::TensorQuantizationParams input_params,
     const PackedWeight& weight,
-    fbgemm::TensorQuantizationParams weight_params,
+    rust::Slice<const float> weight_scales,
+    rust::Slice<const std::int32_t> weight_zero_points,
     rust::Slice<const std::int32_t> col_offsets,
     rust::Slice<const float> bias,
+    bool relu,
     float* output,
     std::int32_t* accumulators,
     std::uint8_t* pack_buffer,

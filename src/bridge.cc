@@ -128,6 +128,31 @@ void quantize_int8(
   fbgemm::Quantize<std::int8_t>(from.data(), to.data(), static_cast<std::int64_t>(from.size()), params);
 }
 
+void quantize_uint8(
+    rust::Slice<const float> from,
+    rust::Slice<std::uint8_t> to,
+    fbgemm::TensorQuantizationParams params) {
+  fbgemm::Quantize<std::uint8_t>(from.data(), to.data(), static_cast<std::int64_t>(from.size()), params);
+}
+
+void multiply(
+    rust::Slice<const std::uint8_t> input,
+    std::int32_t m,
+    std::int32_t n,
+    std::int32_t k,
+    const PackedWeight& weight,
+    std::int32_t* sums,
+    std::uint8_t* pack_buffer) {
+  fbgemm::PackAMatrix<std::uint8_t> packed_input(
+      fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer, /*groups=*/1, &weight.blocking());
+  fbgemm::DoNothing<std::int32_t, std::int32_t> nothing{};
+  fbgemm::memCopy<> output_stage(nothing);
+  // For integers FBGEMM lets the buffer of sums be the output.
+  fbgemm::fbgemmPacked(
+      packed_input, weight.matrix(), sums, sums, static_cast<std::uint32_t>(n), output_stage, /*thread_id=*/0,
+      /*num_threads=*/1, &weight.blocking());
+}
+
 std::unique_ptr<PackedWeight> pack(
     rust::Slice<const std::int8_t> weight, std::int32_t n, std::int32_t k) {
   return std::make_unique<PackedWeight>(weight.data(), n, k);
@@ -156,26 +181,37 @@ void linear_int8(
     std::int32_t k,
     fbgemm::TensorQuantizationParams input_params,
     const PackedWeight& weight,
-    fbgemm::TensorQuantizationParams weight_params,
+    rust::Slice<const float> weight_scales,
+    rust::Slice<const std::int32_t> weight_zero_points,
     rust::Slice<const std::int32_t> col_offsets,
     rust::Slice<const float> bias,
+    bool relu,
     float* output,
     std::int32_t* accumulators,
     std::uint8_t* pack_buffer,
     std::int32_t* row_offsets,
     std::int32_t task,
     std::int32_t tasks) {
+  using Granularity = fbgemm::QuantizationGranularity;
   fbgemm::PackAWithQuantRowOffset<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer,
       input_params.scale, input_params.zero_point, /*groups=*/1, row_offsets, &weight.blocking());
   fbgemm::DoNothing<float, float> nothing{};
-  fbgemm::ReQuantizeForFloat</*FUSE_RELU=*/false> output_stage(
-      nothing, input_params.scale, &weight_params.scale, input_params.zero_point, &weight_params.zero_point,
-      packed_input.getRowOffsetBuffer(), col_offsets.data(), bias.empty() ? nullptr : bias.data(),
-      static_cast<std::uint32_t>(n));
-  fbgemm::fbgemmPacked(
-      packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage, task, tasks,
-      &weight.blocking());
+  const auto run = [&]<bool RELU, Granularity GRANULARITY>() {
+    fbgemm::ReQuantizeForFloat<RELU, GRANULARITY> output_stage(
+        nothing, input_params.scale, weight_scales.data(), input_params.zero_point, weight_zero_points.data(),
+        packed_input.getRowOffsetBuffer(), col_offsets.data(), bias.empty() ? nullptr : bias.data(),
+        static_cast<std::uint32_t>(n));
+    fbgemm::fbgemmPacked(
+        packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage, task, tasks,
+        &weight.blocking());
+  };
+  if (weight_scales.size() == 1) {
+    relu ? run.template operator()<true, Granularity::TENSOR>() : run.template operator()<false, Granularity::TENSOR>();
+  } else {
+    relu ? run.template operator()<true, Granularity::OUT_CHANNEL>()
+         : run.template operator()<false, Granularity::OUT_CHANNEL>();
+  }
 }
 
 void quantize_input(

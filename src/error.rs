@@ -171,6 +171,31 @@ pub enum Error {
         tasks: usize,
     },
 
+    /// An input's zero point out of range.
+    #[error("the input's zero_point is {given}, expected 0 to 255")]
+    InvalidInputZeroPoint {
+        /// The zero point.
+        given: i32,
+    },
+
+    /// A share that is none.
+    #[error("the share is {given}, expected more than 0 and at most 1")]
+    InvalidShare {
+        /// The share.
+        given: f64,
+    },
+
+    /// Parameters were asked of an observer that saw no input.
+    #[error("the observer has seen no values, expected at least one")]
+    NothingObserved,
+
+    /// A layer whose products can saturate, on a CPU where they do.
+    #[error("{pairs} pairs of weights can saturate on this CPU without VNNI: quantize with a reduced range instead")]
+    CanSaturate {
+        /// [`QuantizedWeight::saturating_pairs`](crate::QuantizedWeight::saturating_pairs).
+        pairs: u64,
+    },
+
     /// No layer of the model was chosen.
     #[error("none of the model's {layers} linear layers was chosen, expected at least one to quantize")]
     NothingToQuantize {

@@ -1,5 +1,8 @@
 //! The bridge to C++: all of this crate's `unsafe`, behind functions that check what C++ relies on.
 
+use crate::input::InputScheme;
+use crate::range::finite_range;
+use crate::weight::Parameters;
 use crate::{Error, Isa, Result};
 use std::cell::Cell;
 
@@ -51,6 +54,18 @@ mod bridge {
         fn choose_quantization_params(min: f32, max: f32, qmin: i32, qmax: i32) -> Result<TensorQuantizationParams>;
         /// Unsafe: `to` must be as long as `from`, and the CPU must have AVX2.
         unsafe fn quantize_int8(from: &[f32], to: &mut [i8], params: TensorQuantizationParams) -> Result<()>;
+        /// Unsafe: as `quantize_int8`.
+        unsafe fn quantize_uint8(from: &[f32], to: &mut [u8], params: TensorQuantizationParams) -> Result<()>;
+        /// Unsafe: see the header.
+        unsafe fn multiply(
+            input: &[u8],
+            m: i32,
+            n: i32,
+            k: i32,
+            weight: &PackedWeight,
+            sums: *mut i32,
+            pack_buffer: *mut u8,
+        ) -> Result<()>;
         /// Unsafe: `weight` must have n × k elements, padded n × k must fit in 31 bits, and the CPU must have AVX2.
         unsafe fn pack(weight: &[i8], n: i32, k: i32) -> Result<UniquePtr<PackedWeight>>;
         /// Unsafe: `to` must have n × k elements, and FBGEMM must use the instruction set that `packed` is for.
@@ -67,9 +82,11 @@ mod bridge {
             k: i32,
             input_params: TensorQuantizationParams,
             weight: &PackedWeight,
-            weight_params: TensorQuantizationParams,
+            weight_scales: &[f32],
+            weight_zero_points: &[i32],
             col_offsets: &[i32],
             bias: &[f32],
+            relu: bool,
             output: *mut f32,
             accumulators: *mut i32,
             pack_buffer: *mut u8,
@@ -190,9 +207,12 @@ pub(crate) struct Linear<'a> {
     rows: i32,
     input_params: TensorQuantizationParams,
     packed: &'a Packed,
-    weight_params: TensorQuantizationParams,
-    col_offsets: &'a [i32],
+    weight: &'a Parameters,
     bias: &'a [f32],
+    relu: bool,
+    /// How each row gets parameters of its own, in place of `input_params`.
+    row_scheme: Option<InputScheme>,
+    isa: Isa,
 }
 
 /// An operation's output, for tasks that write to disjoint parts of it.
@@ -207,19 +227,25 @@ impl<'a> Linear<'a> {
     ///
     /// # Panics
     /// If a length does not fit the packed matrix: [`crate::linear`] has refused those with an error.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn new(
         input: &'a [f32],
         input_params: TensorQuantizationParams,
+        row_scheme: Option<InputScheme>,
         packed: &'a Packed,
-        weight_params: TensorQuantizationParams,
-        col_offsets: &'a [i32],
+        weight: &'a Parameters,
         bias: &'a [f32],
+        relu: bool,
+        isa: Isa,
     ) -> Self {
         let (n, k) = (packed.out_features as usize, packed.in_features as usize);
-        assert!(input.len().is_multiple_of(k) && col_offsets.len() == n && (bias.is_empty() || bias.len() == n));
+        assert!(input.len().is_multiple_of(k) && (bias.is_empty() || bias.len() == n));
+        let channels = weight.scales.len();
+        assert!(weight.col_offsets.len() == n && (channels == 1 || channels == n));
+        assert!(weight.zero_points.len() == channels);
         let rows = dimension(input.len() / k);
         dimension(input.len());
-        Self { input, rows, input_params, packed, weight_params, col_offsets, bias }
+        Self { input, rows, input_params, packed, weight, bias, relu, row_scheme, isa }
     }
 
     /// Computes `output` in `tasks` parts; `execute` calls what it is given once with each number below `tasks`,
@@ -264,6 +290,9 @@ impl<'a> Linear<'a> {
     /// Some rows at a time, so that the buffer for their sums is bounded. Rows don't depend on each other here (the
     /// input's parameters are the whole call's), so the bits are the same for any number of rows at a time.
     fn task(&self, output: &Output, task: usize, tasks: usize) -> Result<()> {
+        if let Some(scheme) = self.row_scheme {
+            return self.rows_task(scheme, output, task, tasks);
+        }
         let Packed { out_features: n, in_features: k, ref blocking, .. } = *self.packed;
         let (rows, width) = (self.rows as usize, n as usize);
         let rows_at_once = rows.min(rows_at_once(width, blocking.MCB as usize));
@@ -272,7 +301,8 @@ impl<'a> Linear<'a> {
             let (pack_buffer, rest) = scratch.split_at_mut(pack);
             let (accumulators, row_offsets) = rest.split_at_mut(rows_at_once * width);
             for (i, input) in self.input.chunks(rows_at_once * k as usize).enumerate() {
-                // SAFETY: `new` checked that input, offsets and bias have the lengths that rows, n and k say, `run`
+                // SAFETY: `new` checked that input, scales, zero points, offsets and bias have the lengths that rows, n
+                // and k say, `run`
                 // that output has rows × n, and that no other task of this call has this number; the accumulators
                 // hold as many rows as this part of the input has. The pack buffer and the row offsets have FBGEMM's
                 // own sizes for the instruction set that the weight was packed for, which `crate::linear` has
@@ -285,9 +315,11 @@ impl<'a> Linear<'a> {
                         k,
                         self.input_params,
                         &self.packed.handle,
-                        self.weight_params,
-                        self.col_offsets,
+                        &self.weight.scales,
+                        &self.weight.zero_points,
+                        &self.weight.col_offsets,
                         self.bias,
+                        self.relu,
                         output.0.add(i * rows_at_once * width),
                         accumulators.as_mut_ptr(),
                         pack_buffer.as_mut_ptr().cast(),
@@ -301,6 +333,108 @@ impl<'a> Linear<'a> {
             Ok(())
         })
     }
+}
+
+/// Each row with its own parameters: FBGEMM's own output stage takes one for all, so that it gives the sums alone here.
+impl Linear<'_> {
+    /// Part `task` of `tasks`: so many of the rows.
+    fn rows_task(&self, scheme: InputScheme, output: &Output, task: usize, tasks: usize) -> Result<()> {
+        let Packed { out_features: n, in_features: k, ref blocking, .. } = *self.packed;
+        let (rows, width, depth) = (self.rows as usize, n as usize, k as usize);
+        let (first, last) = (rows * task / tasks, rows * (task + 1) / tasks);
+        let at_once = (last - first).min(rows_at_once(width, blocking.MCB as usize));
+        if at_once == 0 {
+            return Ok(());
+        }
+        let pack = (blocking.MCB * blocking.KCB) as usize / size_of::<i32>();
+        let bytes = (at_once * depth).div_ceil(size_of::<i32>());
+        with_scratch(pack + at_once * (width + 2) + bytes, |scratch| {
+            let (pack_buffer, rest) = scratch.split_at_mut(pack);
+            let (sums, rest) = rest.split_at_mut(at_once * width);
+            let (chosen, bytes) = rest.split_at_mut(at_once * 2);
+            // SAFETY: any bytes are valid u8, and these are the buffer's own, as many as it has.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), size_of_val(bytes)) };
+            for start in (first..last).step_by(at_once) {
+                let end = last.min(start + at_once);
+                let quantized: &mut [u8] = &mut bytes[..(end - start) * depth];
+                let from = self.input[start * depth..end * depth].chunks_exact(depth);
+                for ((from, to), chosen) in from.zip(quantized.chunks_exact_mut(depth)).zip(chosen.chunks_exact_mut(2))
+                {
+                    let params = scheme.choose(finite_range(from, "input", self.isa)?)?;
+                    quantize_uint8(from, to, params, self.isa)?;
+                    chosen.copy_from_slice(&[params.scale.to_bits() as i32, params.zero_point]);
+                }
+                // SAFETY: `quantized` has (end − start) × k elements, `sums` at least as many rows of n; the pack
+                // buffer has FBGEMM's size for the blocking that the weight is packed for.
+                unsafe {
+                    let m = (end - start) as i32;
+                    let (sums, pack_buffer) = (sums.as_mut_ptr(), pack_buffer.as_mut_ptr().cast());
+                    bridge::multiply(quantized, m, n, k, &self.packed.handle, sums, pack_buffer)
+                }
+                .map_err(failed("fbgemmPacked"))?;
+                let done = sums.chunks_exact(width).zip(quantized.chunks_exact(depth)).zip(chosen.chunks_exact(2));
+                for (row, ((sums, bytes), chosen)) in (start..end).zip(done) {
+                    // SAFETY: `run` checked that the output has rows × n elements, and no other task has this row.
+                    let output = unsafe { std::slice::from_raw_parts_mut(output.0.add(row * width), width) };
+                    let (scale, zero_point) = (f32::from_bits(chosen[0] as u32), chosen[1]);
+                    // SAFETY: an `Isa` is only made after `cpu_support` has seen that the CPU has AVX2 and FMA.
+                    unsafe { finish_row(sums, bytes, scale, zero_point, self.weight, self.bias, self.relu, output) };
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// FBGEMM's `ReQuantizeForFloat` for one row: y = (sum − zero points' parts) · (scale · scale) + bias, the last two steps
+/// as one fused multiply-add.
+#[target_feature(enable = "avx2,fma")]
+#[allow(clippy::too_many_arguments)]
+fn finish_row(
+    sums: &[i32],
+    input: &[u8],
+    scale: f32,
+    zero_point: i32,
+    weight: &Parameters,
+    bias: &[f32],
+    relu: bool,
+    output: &mut [f32],
+) {
+    let row_offset = input.iter().map(|&q| i32::from(q)).sum::<i32>();
+    let n = output.len();
+    let (sums, col_offsets, output) = (&sums[..n], &weight.col_offsets[..n], &mut output[..n]);
+    let exact = |i: usize, of_weight: i32| {
+        (sums[i].wrapping_sub(zero_point.wrapping_mul(col_offsets[i]))).wrapping_sub(row_offset.wrapping_mul(of_weight))
+            as f32
+    };
+    if let ([of_weight], [its_zero_point]) = (&weight.scales[..], &weight.zero_points[..]) {
+        let multiplier = scale * of_weight;
+        if bias.is_empty() {
+            (0..n).for_each(|i| output[i] = exact(i, *its_zero_point) * multiplier);
+        } else {
+            let bias = &bias[..n];
+            (0..n).for_each(|i| output[i] = exact(i, *its_zero_point).mul_add(multiplier, bias[i]));
+        }
+    } else {
+        let (scales, zero_points) = (&weight.scales[..n], &weight.zero_points[..n]);
+        if bias.is_empty() {
+            (0..n).for_each(|i| output[i] = exact(i, zero_points[i]) * (scale * scales[i]));
+        } else {
+            let bias = &bias[..n];
+            (0..n).for_each(|i| output[i] = exact(i, zero_points[i]).mul_add(scale * scales[i], bias[i]));
+        }
+    }
+    if relu {
+        output.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
+    }
+}
+
+/// # Panics
+/// If the lengths differ.
+fn quantize_uint8(from: &[f32], to: &mut [u8], params: TensorQuantizationParams, _cpu: Isa) -> Result<()> {
+    assert_eq!(from.len(), to.len());
+    // SAFETY: as for `quantize_int8`.
+    unsafe { bridge::quantize_uint8(from, to, params) }.map_err(failed("Quantize"))
 }
 
 #[cfg(feature = "profile")]

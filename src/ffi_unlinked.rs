@@ -54,13 +54,16 @@ impl Packed {
 pub(crate) struct Linear<'a>(&'a Packed);
 
 impl<'a> Linear<'a> {
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn new(
         _: &'a [f32],
         _: TensorQuantizationParams,
+        _: Option<crate::input::InputScheme>,
         packed: &'a Packed,
-        _: TensorQuantizationParams,
-        _: &'a [i32],
+        _: &'a crate::weight::Parameters,
         _: &'a [f32],
+        _: bool,
+        _: Isa,
     ) -> Self {
         Self(packed)
     }

@@ -469,8 +469,8 @@ fn quantized_bytes<'a>(weight: QuantizedWeight, bias: Option<&[f32]>) -> Vec<Cow
     let data: Vec<u8> = data.into_iter().map(|q| q as u8).collect();
     let mut bytes: Vec<Cow<[u8]>> = vec![
         data.into(),
-        about.scale.to_le_bytes().to_vec().into(),
-        about.zero_point.to_le_bytes().to_vec().into(),
+        le_bytes(&about.scales, f32::to_le_bytes).into(),
+        le_bytes(&about.zero_points, i32::to_le_bytes).into(),
         le_bytes(&about.col_offsets, i32::to_le_bytes).into(),
     ];
     bytes.extend(bias.map(|bias| Cow::from(le_bytes(bias, f32::to_le_bytes))));

@@ -1,6 +1,7 @@
 //! A quantized linear layer that carries its own weight, packed while it runs and plain when it travels.
 
 use crate::element::Element;
+use crate::input::{InputGranularity, InputScheme};
 use crate::weight::Parameters;
 use crate::{Error, PackedMatrix, QuantizedWeight, Result, linear, quantize_weight};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct QuantizedLinear {
     shared: Arc<Shared>,
+    input: InputScheme,
 }
 
 struct Shared {
@@ -51,14 +53,24 @@ impl QuantizedLinear {
         self.shared.parameters.in_features
     }
 
-    /// The weight's scale.
+    /// The weight's scale; where each output has its own ([`scales`](Self::scales)), the first's.
     pub fn scale(&self) -> f32 {
-        self.shared.parameters.scale
+        self.scales()[0]
     }
 
-    /// The weight's zero point.
+    /// The weight's zero point; where each output has its own, the first's.
     pub fn zero_point(&self) -> i32 {
-        self.shared.parameters.zero_point
+        self.zero_points()[0]
+    }
+
+    /// One scale for the whole weight, or one for each output.
+    pub fn scales(&self) -> &[f32] {
+        &self.shared.parameters.scales
+    }
+
+    /// As many zero points as there are [`scales`](Self::scales).
+    pub fn zero_points(&self) -> &[i32] {
+        &self.shared.parameters.zero_points
     }
 
     /// The bias, if the layer has one.
@@ -69,6 +81,54 @@ impl QuantizedLinear {
     /// As [`QuantizedWeight::saturating_pairs`].
     pub fn saturating_pairs(&self) -> u64 {
         self.shared.parameters.saturating_pairs
+    }
+
+    /// How the input is quantized: the default is PyTorch's, per tensor.
+    pub fn input_scheme(&self) -> InputScheme {
+        self.input
+    }
+
+    /// The same layer, its weight shared, with another way to quantize the input. Per row or fixed, a row's result is the
+    /// same in every batch.
+    ///
+    /// ```
+    /// use fbgemm::{InputScheme, QuantizedLinear};
+    ///
+    /// let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], None, 2, 3)?;
+    /// let (row, other) = ([1.0, 2.0, 3.0], [-70.0, 0.0, 1.0]);
+    /// let both = [row, other].concat();
+    /// assert_ne!(layer.forward(&both)?[..2], layer.forward(&row)?); // PyTorch's way
+    /// let layer = layer.with_input(InputScheme::new().per_row());
+    /// assert_eq!(layer.forward(&both)?[..2], layer.forward(&row)?);
+    /// # Ok::<(), fbgemm::Error>(())
+    /// ```
+    pub fn with_input(&self, scheme: InputScheme) -> Self {
+        Self { shared: self.shared.clone(), input: scheme }
+    }
+
+    fn form(&self) -> linear::Form {
+        linear::Form { scheme: self.input, ..linear::Form::default() }
+    }
+
+    /// How many pairs of neighbouring weights can saturate on CPUs without VNNI and so give other bits there: 0 with a
+    /// weight or an input of seven bits, else [`saturating_pairs`](Self::saturating_pairs). Inputs with fixed parameters
+    /// count as eight bits.
+    pub fn saturation_risk(&self) -> u64 {
+        let fixed = matches!(self.input.granularity, InputGranularity::Fixed { .. });
+        if self.input.reduced_range && !fixed { 0 } else { self.saturating_pairs() }
+    }
+
+    /// The layer, or an error where its results depend on the kind of CPU and this one clamps sums: for services that
+    /// run on many machines and must get one answer.
+    ///
+    /// # Errors
+    /// [`Error::CanSaturate`] if [`saturation_risk`](Self::saturation_risk) is not 0 on a CPU without VNNI.
+    pub fn strict(self) -> Result<Self> {
+        let exact = self.shared.packed.isa().sums_pairs_exactly();
+        match self.saturation_risk() {
+            pairs if pairs > 0 && !exact => Err(Error::CanSaturate { pairs }),
+            _ => Ok(self),
+        }
     }
 
     /// What the layer holds in memory, in bytes: the packed weight, offsets, bias.
@@ -97,7 +157,7 @@ impl QuantizedLinear {
     pub fn forward_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<()> {
         let Shared { parameters, packed, bias } = &*self.shared;
         T::with_f32(input, output, |input, output| {
-            linear::run(input, parameters, packed, bias.as_deref(), output, 1, |task| task(0))
+            linear::run(input, parameters, packed, bias.as_deref(), output, &self.form(), 1, |task| task(0))
         })
     }
 
@@ -115,7 +175,7 @@ impl QuantizedLinear {
         execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
     ) -> Result<()> {
         let Shared { parameters, packed, bias } = &*self.shared;
-        linear::run(input, parameters, packed, bias.as_deref(), output, tasks, execute)
+        linear::run(input, parameters, packed, bias.as_deref(), output, &self.form(), tasks, execute)
     }
 
     /// Into how many parts a call with so many rows is worth splitting, up to `threads`: 1 where handing a part to
@@ -172,7 +232,7 @@ impl QuantizedLinear {
     /// Those of [`PackedMatrix::unpack`].
     pub fn to_portable(&self) -> Result<PortableLinear> {
         let weight = self.shared.parameters.with_data(self.shared.packed.unpack()?);
-        Ok(PortableLinear { weight, bias: self.shared.bias.clone() })
+        Ok(PortableLinear { weight, bias: self.shared.bias.clone(), input: self.input })
     }
 
     /// Gives up the packed form: its memory goes back to the system, unless a clone still shares it. The result holds
@@ -216,6 +276,7 @@ impl std::fmt::Debug for QuantizedLinear {
 pub struct PortableLinear {
     weight: QuantizedWeight,
     bias: Option<Vec<f32>>,
+    input: InputScheme,
 }
 
 impl PortableLinear {
@@ -228,8 +289,18 @@ impl PortableLinear {
             Some(given) if given != weight.out_features() => {
                 Err(Error::WrongLength { what: "bias", given, expected: weight.out_features() })
             }
-            _ => Ok(Self { weight, bias }),
+            _ => Ok(Self { weight, bias, input: InputScheme::new() }),
         }
+    }
+
+    /// The same layer with another way to quantize the input.
+    pub fn with_input(self, scheme: InputScheme) -> Self {
+        Self { input: scheme, ..self }
+    }
+
+    /// How the input is quantized.
+    pub fn input_scheme(&self) -> InputScheme {
+        self.input
     }
 
     /// The weight.
@@ -254,7 +325,8 @@ impl PortableLinear {
     pub fn pack(self) -> Result<QuantizedLinear> {
         let packed = self.weight.pack()?;
         let (_, parameters) = self.weight.into_parts();
-        Ok(QuantizedLinear { shared: Arc::new(Shared { parameters, packed, bias: self.bias }) })
+        let shared = Arc::new(Shared { parameters, packed, bias: self.bias });
+        Ok(QuantizedLinear { shared, input: self.input })
     }
 }
 

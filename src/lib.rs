@@ -13,6 +13,7 @@ mod error;
 mod ffi;
 #[cfg(feature = "safetensors")]
 mod file;
+mod input;
 mod layer;
 mod linear;
 mod model;
@@ -29,11 +30,13 @@ pub use error::{Error, Result};
 pub use fbgemm_derive::LinearModules;
 #[cfg(feature = "safetensors")]
 pub use file::{ModelFile, PlainTensor, load_linear_modules, quantize_checkpoint, save_linear_modules};
+pub use input::{InputGranularity, InputObserver, InputScheme};
 #[cfg(feature = "profile")]
 pub use layer::Profile;
 pub use layer::{PortableLinear, QuantizedLinear};
 pub use linear::{
-    linear_int8_weight, linear_int8_weight_into, linear_int8_weight_tasks, release_thread_buffer, thread_buffer_bytes,
+    linear_dynamic, linear_int8_weight, linear_int8_weight_into, linear_int8_weight_tasks, linear_relu_dynamic,
+    release_thread_buffer, thread_buffer_bytes,
 };
 pub use model::{
     FloatLinear, LayerReport, Linear, LinearModules, QuantizeOptions, QuantizeReport, Skipped, WeightReport, join_name,
@@ -41,4 +44,4 @@ pub use model::{
 };
 pub use packed::{PackedMatrix, pack_matrix};
 pub use provider::{Provider, provider};
-pub use weight::{QuantizedWeight, quantize_weight};
+pub use weight::{QuantizedWeight, WeightScheme, quantize_weight, quantize_weight_as};

@@ -1,5 +1,6 @@
 //! The operation: float in, float out, int8 in between.
 
+use crate::input::{InputGranularity, InputScheme, choose_as_aten};
 use crate::range::finite_range;
 use crate::weight::Parameters;
 use crate::{Error, Isa, PackedMatrix, QuantizedWeight, Result, cpu_support, ffi};
@@ -103,16 +104,83 @@ pub fn linear_int8_weight_tasks(
     tasks: usize,
     execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
 ) -> Result<()> {
-    run(input, weight.parameters(), packed, bias, output, tasks, execute)
+    run(input, weight.parameters(), packed, bias, output, &Form::default(), tasks, execute)
+}
+
+/// PyTorch's `quantized::linear_dynamic`, bit-identical: [`linear_int8_weight`] with ATen's way of choosing the input's
+/// parameters, which differs from FBGEMM's, and a weight that may have a scale for each output
+/// ([`QuantizedWeight::from_channels`]). `reduce_range` quantizes the input to seven bits, as
+/// `torch.ao.nn.quantized.dynamic.Linear` does.
+///
+/// ```
+/// let weight = fbgemm::quantize_weight(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], 2, 3)?;
+/// let packed = weight.pack()?;
+/// let y = fbgemm::linear_dynamic(&[1.0, 2.0, 3.0], &weight, &packed, Some(&[0.1, 0.2]), true)?;
+/// let exact = [1.0 * 0.5 - 2.0 * 1.0 + 3.0 * 0.25 + 0.1, 1.0 * 1.5 - 3.0 * 0.5 + 0.2];
+/// assert!((y[0] - exact[0]).abs() < 0.05 && (y[1] - exact[1]).abs() < 0.05);
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`linear_int8_weight`].
+pub fn linear_dynamic(
+    input: &[f32],
+    weight: &QuantizedWeight,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    reduce_range: bool,
+) -> Result<Vec<f32>> {
+    dynamic(input, weight, packed, bias, reduce_range, false)
+}
+
+/// PyTorch's `quantized::linear_relu_dynamic`, bit-identical: [`linear_dynamic`], and negative outputs become 0.
+///
+/// # Errors
+/// As [`linear_int8_weight`].
+pub fn linear_relu_dynamic(
+    input: &[f32],
+    weight: &QuantizedWeight,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    reduce_range: bool,
+) -> Result<Vec<f32>> {
+    dynamic(input, weight, packed, bias, reduce_range, true)
+}
+
+fn dynamic(
+    input: &[f32],
+    weight: &QuantizedWeight,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    reduce_range: bool,
+    relu: bool,
+) -> Result<Vec<f32>> {
+    let rows = rows(input.len(), weight.out_features(), weight.in_features())?;
+    let mut output = vec![0.0; rows * weight.out_features()];
+    let scheme = if reduce_range { InputScheme::new().reduced_range() } else { InputScheme::new() };
+    let form = Form { scheme, as_aten: true, relu };
+    run(input, weight.parameters(), packed, bias, &mut output, &form, 1, |task| task(0))?;
+    Ok(output)
+}
+
+/// What else there is to an operation than its operands.
+#[derive(Default)]
+pub(crate) struct Form {
+    pub(crate) scheme: InputScheme,
+    /// ATen's choice of the input's parameters, not FBGEMM's.
+    pub(crate) as_aten: bool,
+    pub(crate) relu: bool,
 }
 
 /// All forms of the operation come down to this one.
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn run(
     input: &[f32],
     weight: &Parameters,
     packed: &PackedMatrix,
     bias: Option<&[f32]>,
     output: &mut [f32],
+    form: &Form,
     tasks: usize,
     execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
 ) -> Result<()> {
@@ -124,7 +192,8 @@ pub(crate) fn run(
     if input.is_empty() {
         return Ok(());
     }
-    match prepare(input, range, weight, packed, bias)?.run(output, tasks, execute)? {
+    let prepared = prepare(input, range, weight, packed, bias, form, isa)?;
+    match prepared.run(output, tasks, execute)? {
         ran if ran == tasks => Ok(()),
         ran => Err(Error::TasksLeft { ran, tasks }),
     }
@@ -162,16 +231,34 @@ fn prepare<'a>(
     weight: &'a Parameters,
     packed: &'a PackedMatrix,
     bias: Option<&'a [f32]>,
+    form: &Form,
+    isa: Isa,
 ) -> Result<ffi::Linear<'a>> {
-    let input_params = ffi::choose_quantization_params(min, max, 0, u8::MAX.into())?;
-    let mut weight_params = input_params;
-    (weight_params.scale, weight_params.zero_point) = (weight.scale, weight.zero_point);
-    weight.check_sums(input_params.zero_point)?;
-    if !(input_params.scale * weight.scale).is_finite() {
-        return Err(Error::ScaleOverflow { input: input_params.scale, weight: weight.scale });
+    let largest = weight.largest_scale();
+    let checked = |params: ffi::TensorQuantizationParams| {
+        weight.check_sums(params.zero_point)?;
+        if (params.scale * largest).is_finite() {
+            Ok(params)
+        } else {
+            Err(Error::ScaleOverflow { input: params.scale, weight: largest })
+        }
+    };
+    let mut params = form.scheme.choose((min, max))?;
+    if form.as_aten {
+        (params.scale, params.zero_point) = choose_as_aten(min, max, form.scheme.reduced_range);
     }
-    let bias = bias.unwrap_or_default();
-    Ok(ffi::Linear::new(input, input_params, packed.ffi(), weight_params, &weight.col_offsets, bias))
+    // A single row is its own tensor.
+    let each_row = form.scheme.granularity == InputGranularity::PerRow && input.len() > weight.in_features;
+    if !each_row {
+        checked(params)?;
+    } else if weight.check_sums(0).is_err() || checked(params).is_err() {
+        // So large that it depends on the row; found now, so that nothing is left to refuse in the middle.
+        for row in input.chunks_exact(weight.in_features) {
+            checked(form.scheme.choose(finite_range(row, "input", isa)?)?)?;
+        }
+    }
+    let row_scheme = each_row.then_some(form.scheme);
+    Ok(ffi::Linear::new(input, params, row_scheme, packed.ffi(), weight, bias.unwrap_or_default(), form.relu, isa))
 }
 
 /// [`run`] in one task, timed.
@@ -189,7 +276,7 @@ pub(crate) fn profile(
     let checked = Instant::now();
     let range = finite_range(input, "input", isa)?;
     let ranged = Instant::now();
-    let linear = prepare(input, range, weight, packed, bias)?;
+    let linear = prepare(input, range, weight, packed, bias, &Form::default(), isa)?;
     let prepared = Instant::now();
     linear.run(output, 1, |task| task(0))?;
     let done = Instant::now();

@@ -547,11 +547,16 @@ impl WeightReport {
     pub fn of(weight: &[f32], quantized: &crate::QuantizedWeight) -> Self {
         assert_eq!(weight.len(), quantized.data().len());
         let (mut error, mut size) = (0.0, 0.0);
-        for (&w, &q) in weight.iter().zip(quantized.data()) {
-            let (w, q) = (f64::from(w), f64::from(i32::from(q) - quantized.zero_point()));
-            let difference = w - f64::from(quantized.scale()) * q;
-            error += difference * difference;
-            size += w * w;
+        let k = quantized.in_features();
+        // One for all rows, or each row's own.
+        let parameters = quantized.scales().iter().zip(quantized.zero_points()).cycle();
+        for ((w, q), (&scale, zero_point)) in weight.chunks(k).zip(quantized.data().chunks(k)).zip(parameters) {
+            for (&w, &q) in w.iter().zip(q) {
+                let (w, q) = (f64::from(w), f64::from(i32::from(q) - zero_point));
+                let difference = w - f64::from(scale) * q;
+                error += difference * difference;
+                size += w * w;
+            }
         }
         let pairs = quantized.out_features() * quantized.in_features().div_ceil(2);
         Self {

@@ -7,8 +7,9 @@ use std::hash::Hasher;
 /// All of a quantized weight but its values: what an operation needs beside the packed matrix.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Parameters {
-    pub(crate) scale: f32,
-    pub(crate) zero_point: i32,
+    /// One for the whole weight, or one for each output; as many zero points.
+    pub(crate) scales: Vec<f32>,
+    pub(crate) zero_points: Vec<i32>,
     pub(crate) out_features: usize,
     pub(crate) in_features: usize,
     /// For each row n, Σₖ q\[n, k\] − zero_point · in_features.
@@ -21,10 +22,18 @@ pub(crate) struct Parameters {
 }
 
 impl Parameters {
-    fn of(data: &[i8], scale: f32, zero_point: i32, out_features: usize, in_features: usize) -> Result<Self> {
+    fn of(
+        data: &[i8],
+        scales: Vec<f32>,
+        zero_points: Vec<i32>,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
         let mut col_offsets = Vec::with_capacity(out_features);
         let (mut reach, mut clamp, mut saturating_pairs) = (0, 0, 0);
-        for row in data.chunks_exact(in_features) {
+        // One for all rows, or each row's own.
+        let of_rows = zero_points.iter().cycle();
+        for (row, &zero_point) in data.chunks_exact(in_features).zip(of_rows) {
             let sums = row_sums(row, zero_point);
             let offset = i32::try_from(sums.col_offset);
             col_offsets.push(offset.map_err(|_| Error::AccumulatorOverflow { bound: sums.col_offset.unsigned_abs() })?);
@@ -34,8 +43,8 @@ impl Parameters {
         }
         let fingerprint = fingerprint(data, out_features, in_features);
         Ok(Self {
-            scale,
-            zero_point,
+            scales,
+            zero_points,
             out_features,
             in_features,
             col_offsets,
@@ -53,6 +62,11 @@ impl Parameters {
         if bound > i32::MAX as u64 { Err(Error::AccumulatorOverflow { bound }) } else { Ok(()) }
     }
 
+    /// The largest scale of any output.
+    pub(crate) fn largest_scale(&self) -> f32 {
+        self.scales.iter().copied().fold(0.0, f32::max)
+    }
+
     /// The weight that these parameters belong to, given back by a packed matrix.
     pub(crate) fn with_data(&self, data: Vec<i8>) -> QuantizedWeight {
         debug_assert_eq!(fingerprint(&data, self.out_features, self.in_features), self.fingerprint);
@@ -61,8 +75,8 @@ impl Parameters {
 }
 
 /// The weight of a linear layer in int8: `real = scale * (q - zero_point)`, one scale and zero point for the whole
-/// matrix, as PyTorch's `fbgemm_linear_quantize_weight` makes it. Immutable, portable between CPUs, and whole: the
-/// column offsets are always those of the data.
+/// matrix, as PyTorch's `fbgemm_linear_quantize_weight` makes it, or for each output ([`WeightScheme`]). Immutable,
+/// portable between CPUs, and whole: the column offsets are always those of the data.
 #[derive(Clone, PartialEq)]
 pub struct QuantizedWeight {
     data: Vec<i8>,
@@ -87,16 +101,38 @@ impl QuantizedWeight {
         in_features: usize,
     ) -> Result<Self> {
         check_length("weight", data.len(), out_features, in_features)?;
+        Self::from_channels(data, col_offsets, vec![scale], vec![zero_point], out_features, in_features)
+    }
+
+    /// [`from_parts`](Self::from_parts) with a scale and a zero point for each output feature, or one for all of them.
+    ///
+    /// # Errors
+    /// As [`from_parts`](Self::from_parts).
+    pub fn from_channels(
+        data: Vec<i8>,
+        col_offsets: Vec<i32>,
+        scales: Vec<f32>,
+        zero_points: Vec<i32>,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
+        check_length("weight", data.len(), out_features, in_features)?;
         if col_offsets.len() != out_features {
             return Err(Error::WrongLength { what: "col_offsets", given: col_offsets.len(), expected: out_features });
         }
-        if !(scale.is_finite() && scale > 0.0) {
-            return Err(Error::InvalidScale { given: scale });
+        if scales.len() != 1 && scales.len() != out_features {
+            return Err(Error::WrongLength { what: "scales", given: scales.len(), expected: out_features });
         }
-        if !(-128..=127).contains(&zero_point) {
-            return Err(Error::InvalidZeroPoint { given: zero_point });
+        if zero_points.len() != scales.len() {
+            return Err(Error::WrongLength { what: "zero_points", given: zero_points.len(), expected: scales.len() });
         }
-        let parameters = Parameters::of(&data, scale, zero_point, out_features, in_features)?;
+        if let Some(&given) = scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
+            return Err(Error::InvalidScale { given });
+        }
+        if let Some(&given) = zero_points.iter().find(|zero_point| !(-128..=127).contains(*zero_point)) {
+            return Err(Error::InvalidZeroPoint { given });
+        }
+        let parameters = Parameters::of(&data, scales, zero_points, out_features, in_features)?;
         match col_offsets.iter().zip(&parameters.col_offsets).position(|(given, expected)| given != expected) {
             None => Ok(Self { data, parameters }),
             Some(index) => Err(Error::ForeignColOffsets {
@@ -117,14 +153,25 @@ impl QuantizedWeight {
         &self.parameters.col_offsets
     }
 
-    /// The size of one quantization step. PyTorch gives it as a double that holds exactly this float.
+    /// The size of one quantization step; where each output has its own ([`scales`](Self::scales)), the first's.
+    /// PyTorch gives it as a double that holds exactly this float.
     pub fn scale(&self) -> f32 {
-        self.parameters.scale
+        self.parameters.scales[0]
     }
 
-    /// The quantized value, −128 to 127, that stands for 0.
+    /// The quantized value, −128 to 127, that stands for 0; where each output has its own, the first's.
     pub fn zero_point(&self) -> i32 {
-        self.parameters.zero_point
+        self.parameters.zero_points[0]
+    }
+
+    /// One scale for the whole weight, or one for each output feature.
+    pub fn scales(&self) -> &[f32] {
+        &self.parameters.scales
+    }
+
+    /// As many zero points as there are [`scales`](Self::scales).
+    pub fn zero_points(&self) -> &[i32] {
+        &self.parameters.zero_points
     }
 
     /// The number of rows: outputs of the layer.
@@ -196,13 +243,88 @@ impl std::fmt::Debug for QuantizedWeight {
 /// weight; [`Error::AccumulatorOverflow`] where a column offset doesn't fit int32 (over 8 million in_features); and
 /// those of [`cpu_support`].
 pub fn quantize_weight(weight: &[f32], out_features: usize, in_features: usize) -> Result<QuantizedWeight> {
+    quantize_weight_as(weight, out_features, in_features, WeightScheme::new())
+}
+
+/// How a weight is quantized. The default is PyTorch's `fbgemm_linear_quantize_weight`.
+///
+/// ```
+/// use fbgemm::{WeightScheme, quantize_weight_as};
+///
+/// let weight = [0.5, -1.0, 0.25, 100.0, 0.0, -50.0]; // 2 outputs, 3 inputs, one output much larger
+/// let q = quantize_weight_as(&weight, 2, 3, WeightScheme::new().per_channel().symmetric().reduced_range())?;
+/// assert_eq!((q.scales().len(), q.zero_points()), (2, &[0, 0][..]));
+/// assert_eq!(q.saturating_pairs(), 0); // the same bits on every CPU
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WeightScheme {
+    pub(crate) reduced_range: bool,
+    pub(crate) per_channel: bool,
+    pub(crate) symmetric: bool,
+}
+
+impl WeightScheme {
+    /// Eight bits, one scale and zero point for the whole weight, chosen for its smallest and largest element.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Seven bits, −64 to 63: no sum of two products leaves 16 bits, so that every CPU gives the same bits, at the cost
+    /// of steps twice as large.
+    pub fn reduced_range(self) -> Self {
+        Self { reduced_range: true, ..self }
+    }
+
+    /// A scale and a zero point for each output feature: a large weight of one output costs the others no precision.
+    pub fn per_channel(self) -> Self {
+        Self { per_channel: true, ..self }
+    }
+
+    /// Zero points of 0, the range as far below 0 as above: scale = max |w| / 127.5 (63.5 in seven bits), as PyTorch's
+    /// observers of weights choose it.
+    pub fn symmetric(self) -> Self {
+        Self { symmetric: true, ..self }
+    }
+
+    fn range(self) -> (i32, i32) {
+        if self.reduced_range { (-64, 63) } else { (i8::MIN.into(), i8::MAX.into()) }
+    }
+}
+
+/// [`quantize_weight`] by a scheme of your choice.
+///
+/// # Errors
+/// As [`quantize_weight`].
+pub fn quantize_weight_as(
+    weight: &[f32],
+    out_features: usize,
+    in_features: usize,
+    scheme: WeightScheme,
+) -> Result<QuantizedWeight> {
     let cpu = cpu_support()?;
     check_length("weight", weight.len(), out_features, in_features)?;
-    let (min, max) = finite_range(weight, "weight", cpu)?;
-    let params = ffi::choose_quantization_params(min, max, i8::MIN.into(), i8::MAX.into())?;
-    let mut data = vec![0; weight.len()];
-    ffi::quantize_int8(weight, &mut data, params, cpu)?;
-    let parameters = Parameters::of(&data, params.scale, params.zero_point, out_features, in_features)?;
+    // Of the whole weight, also where each channel has its own: an index in an error is the whole weight's.
+    let whole = finite_range(weight, "weight", cpu)?;
+    let (qmin, qmax) = scheme.range();
+    let (mut scales, mut zero_points, mut data) = (Vec::new(), Vec::new(), vec![0; weight.len()]);
+    let piece = if scheme.per_channel { in_features } else { weight.len() };
+    for (from, to) in weight.chunks_exact(piece).zip(data.chunks_exact_mut(piece)) {
+        let (min, max) = if scheme.per_channel { finite_range(from, "weight", cpu)? } else { whole };
+        let mut params = ffi::choose_quantization_params(min, max, qmin, qmax)?;
+        if scheme.symmetric {
+            let steps = (qmax - qmin) as f32 / 2.0;
+            (params.scale, params.zero_point) = ((min.abs().max(max.abs()) / steps).max(f32::EPSILON), 0);
+        }
+        ffi::quantize_int8(from, to, params, cpu)?;
+        if scheme.reduced_range {
+            // FBGEMM clamps to 8 bits, whatever the range that the parameters are for.
+            to.iter_mut().for_each(|q| *q = (*q).clamp(qmin as i8, qmax as i8));
+        }
+        scales.push(params.scale);
+        zero_points.push(params.zero_point);
+    }
+    let parameters = Parameters::of(&data, scales, zero_points, out_features, in_features)?;
     Ok(QuantizedWeight { data, parameters })
 }
 

@@ -18,6 +18,7 @@ pub struct Case<'a> {
     pub name: String,
     /// The operator.
     pub op: String,
+    parameters: serde_json::Value,
     tensors: BTreeMap<String, TensorView<'a>>,
 }
 
@@ -60,7 +61,7 @@ impl<'a> CaseFile<'a> {
                 let parameters: serde_json::Value =
                     serde_json::from_str(about).map_err(|e| format!("case {case:?}: its metadata is no JSON: {e}"))?;
                 let op = parameters["op"].as_str().ok_or_else(|| format!("case {case:?} names no op"))?.to_string();
-                let new = Case { name: case.to_string(), op, tensors: BTreeMap::new() };
+                let new = Case { name: case.to_string(), op, parameters, tensors: BTreeMap::new() };
                 cases.insert(case.to_string(), new);
             }
             cases.get_mut(case).expect("inserted above").tensors.insert(name.to_string(), tensor);
@@ -90,6 +91,11 @@ macro_rules! element {
 element!(f32 = F32, f64 = F64, i8 = I8, i32 = I32, i64 = I64);
 
 impl Case<'_> {
+    /// A parameter that is true or false; false where the case doesn't have it.
+    pub fn flag(&self, name: &str) -> bool {
+        self.parameters[name].as_bool().unwrap_or(false)
+    }
+
     /// Whether the case has this tensor.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

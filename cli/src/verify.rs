@@ -137,6 +137,7 @@ fn in_limited_process(path: &Path, isa: &str) -> Result<Value, String> {
 fn check_case(case: &Case) -> Result<Option<Result<(), String>>, String> {
     match case.op.as_str() {
         "linear_int8_weight" => linear_int8_weight(case),
+        "linear_dynamic" => linear_dynamic(case),
         _ => Ok(None),
     }
 }
@@ -164,6 +165,36 @@ fn linear_int8_weight(case: &Case) -> Result<Option<Result<(), String>>, String>
             .and_then(|()| same(case, "scale", &[1], &[f64::from(quantized.scale())]))
             .and_then(|()| same(case, "zero_point", &[1], &[i64::from(quantized.zero_point())]))
             .and_then(|()| same(case, "output", &output_shape, &output)))
+    };
+    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
+}
+
+fn linear_dynamic(case: &Case) -> Result<Option<Result<(), String>>, String> {
+    if !case.has("output") {
+        return Ok(None);
+    }
+    let (shape, q_weight) = case.tensor::<i8>("q_weight")?;
+    let [n, k] = shape[..] else {
+        return Err(format!("case {:?}: q_weight has shape {shape:?}, expected 2 dimensions", case.name));
+    };
+    // As PyTorch packs them.
+    let scales: Vec<f32> = case.tensor::<f64>("scale")?.1.iter().map(|&scale| scale as f32).collect();
+    let zero_points: Vec<i32> =
+        case.tensor::<i64>("zero_point")?.1.iter().map(|&zero_point| zero_point as i32).collect();
+    let (mut output_shape, input) = case.tensor::<f32>("input")?;
+    let bias = if case.has("bias") { Some(case.tensor::<f32>("bias")?.1) } else { None };
+    let compare = || -> Result<Result<(), String>, fbgemm::Error> {
+        // From a weight of the right length; the library checks the rest.
+        let rows = q_weight.chunks(k.max(1)).zip(zero_points.iter().cycle());
+        let offset = |(row, zero_point): (&[i8], &i32)| row.iter().map(|&q| i32::from(q) - zero_point).sum();
+        let col_offsets: Vec<i32> = rows.map(offset).collect();
+        let weight = fbgemm::QuantizedWeight::from_channels(q_weight.clone(), col_offsets, scales, zero_points, n, k)?;
+        let packed = weight.pack()?;
+        let run = if case.flag("relu") { fbgemm::linear_relu_dynamic } else { fbgemm::linear_dynamic };
+        let output = run(&input, &weight, &packed, bias.as_deref(), case.flag("reduce_range"))?;
+        output_shape.pop();
+        output_shape.push(n);
+        Ok(same(case, "output", &output_shape, &output))
     };
     Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
 }

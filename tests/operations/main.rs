@@ -8,6 +8,7 @@ mod golden;
 mod lifecycle;
 mod properties;
 mod reference;
+mod schemes;
 
 use fbgemm::Isa;
 use std::process::Command;

@@ -5,7 +5,7 @@ use crate::reference;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-fn check<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+pub fn check<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>) {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     runner.run(&strategy, test).unwrap_or_else(|e| panic!("{e}"));
@@ -27,7 +27,7 @@ fn batch() -> impl Strategy<Value = usize> {
 }
 
 /// Values of one magnitude, of very different ones, at the ends of a range (which saturate), one-sided, or sparse.
-fn values(len: usize) -> BoxedStrategy<Vec<f32>> {
+pub fn values(len: usize) -> BoxedStrategy<Vec<f32>> {
     let scale = prop::sample::select(vec![1.0f32, 1.0, 0.02, 1e-6, 1e6, 1e-38]);
     let uniform = (prop::collection::vec(-1.0f32..1.0, len), scale);
     prop_oneof![
@@ -42,16 +42,16 @@ fn values(len: usize) -> BoxedStrategy<Vec<f32>> {
 }
 
 #[derive(Debug, Clone)]
-struct Problem {
-    batch: usize,
-    out_features: usize,
-    in_features: usize,
-    weight: Vec<f32>,
-    input: Vec<f32>,
-    bias: Option<Vec<f32>>,
+pub struct Problem {
+    pub batch: usize,
+    pub out_features: usize,
+    pub in_features: usize,
+    pub weight: Vec<f32>,
+    pub input: Vec<f32>,
+    pub bias: Option<Vec<f32>>,
 }
 
-fn problem() -> impl Strategy<Value = Problem> {
+pub fn problem() -> impl Strategy<Value = Problem> {
     (batch(), out_features(), in_features()).prop_flat_map(|(batch, out_features, in_features)| {
         let bias = prop::option::weighted(0.8, values(out_features));
         (values(out_features * in_features), values(batch * in_features), bias)

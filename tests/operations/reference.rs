@@ -67,18 +67,34 @@ pub fn quantize_weight(weight: &[f32], in_features: usize) -> Weight {
 pub fn linear(input: &[f32], weight: &Weight, in_features: usize, bias: Option<&[f32]>, exact: bool) -> Vec<f32> {
     let (min, max) = range(input);
     let params = choose_params(min, max, 0, 255);
-    let multiplier = params.scale * weight.params.scale;
+    linear_as(input, &|_| params, &weight.data, &[weight.params], in_features, bias, exact)
+}
+
+/// Each row of the input with the parameters that `of_row` gives it, each row of the weight with its own of `channels`,
+/// or all with the one.
+pub fn linear_as(
+    input: &[f32],
+    of_row: &dyn Fn(&[f32]) -> Params,
+    weight: &[i32],
+    channels: &[Params],
+    in_features: usize,
+    bias: Option<&[f32]>,
+    exact: bool,
+) -> Vec<f32> {
     let mut output = Vec::new();
     for row in input.chunks(in_features) {
+        let params = of_row(row);
         let row: Vec<i32> = row.iter().map(|&x| quantize(x, params, 0, 255)).collect();
         let row_sum: i32 = row.iter().sum();
-        for (n, column) in weight.data.chunks(in_features).enumerate() {
+        for (n, (column, channel)) in weight.chunks(in_features).zip(channels.iter().cycle()).enumerate() {
             let mut sum = 0i32;
             for (a, b) in row.chunks(2).zip(column.chunks(2)) {
                 let pair: i32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
                 sum += if exact { pair } else { pair.clamp(i16::MIN.into(), i16::MAX.into()) };
             }
-            sum -= params.zero_point * weight.col_offsets[n] + row_sum * weight.params.zero_point;
+            let col_offset = column.iter().sum::<i32>() - channel.zero_point * in_features as i32;
+            sum -= params.zero_point * col_offset + row_sum * channel.zero_point;
+            let multiplier = params.scale * channel.scale;
             output.push(match bias {
                 Some(bias) => (sum as f32).mul_add(multiplier, bias[n]),
                 None => sum as f32 * multiplier,
