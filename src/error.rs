@@ -178,6 +178,15 @@ pub enum Error {
         given: i32,
     },
 
+    /// A word for a way to quantize the input that there is not.
+    #[error(
+        "the input scheme is {given:?}, expected per_tensor, aten, per_row or fixed SCALE ZERO_POINT, then reduced"
+    )]
+    InvalidInputScheme {
+        /// The word.
+        given: String,
+    },
+
     /// A share that is none.
     #[error("the share is {given}, expected more than 0 and at most 1")]
     InvalidShare {

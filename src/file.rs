@@ -1,13 +1,15 @@
 //! Models in safetensors files: plain int8 weights under plain names, never packed ones.
 //!
-//! A quantized layer `x` is `x.weight` (I8, \[out_features, in_features\]), `x.scale` (F32, \[1\]), `x.zero_point`
-//! (I32, \[1\]), `x.col_offsets` (I32, \[out_features\]) and, if it has one, `x.bias` (F32, \[out_features\]). All else
-//! is as in an fp32 checkpoint. The metadata has `fbgemm_format`, the layout's version.
+//! A quantized layer `x` is `x.weight` (I8, \[out_features, in_features\]), `x.scale` (F32, \[1\], or \[out_features\]
+//! where each output has its own), `x.zero_point` (I32, as many), `x.col_offsets` (I32, \[out_features\]) and, if it has
+//! one, `x.bias` (F32, \[out_features\]). All else is as in an fp32 checkpoint. The metadata has `fbgemm_format`, the
+//! layout's version, and, where a layer's input is not quantized per tensor, `input:x`, an `InputScheme` in words.
+//! Version 2 has more than one scale or such an input; a file without either is written as version 1.
 
 use crate::model::{Chooser, Skipped, join_name};
 use crate::{
-    Error, LayerReport, Linear, LinearModules, PortableLinear, QuantizeOptions, QuantizeReport, QuantizedLinear,
-    QuantizedWeight, Result, WeightReport, cpu_support, quantize_weight,
+    Error, InputScheme, LayerReport, Linear, LinearModules, PortableLinear, QuantizeOptions, QuantizeReport,
+    QuantizedLinear, QuantizedWeight, Result, WeightReport, cpu_support, quantize_weight_as,
 };
 use safetensors::tensor::{Dtype, SafeTensors, TensorInfo, TensorView};
 use std::borrow::Cow;
@@ -20,7 +22,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The newest layout that this version writes and reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Before a layer's name: its input scheme's key in the metadata.
+const INPUT_KEY: &str = "input:";
 /// Its place in the file's metadata.
 const FORMAT_KEY: &str = "fbgemm_format";
 
@@ -49,7 +53,7 @@ impl<'a> ModelFile<'a> {
         let metadata: BTreeMap<_, _> = about.metadata().clone().unwrap_or_default().into_iter().collect();
         let has_format = match metadata.get(FORMAT_KEY) {
             None => false,
-            Some(version) if version.parse() == Ok(FORMAT) => true,
+            Some(version) if version.parse().is_ok_and(|version| (1..=FORMAT).contains(&version)) => true,
             Some(version) => return Err(Error::NewerFormat { given: version.clone(), known: FORMAT }),
         };
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| invalid(e.to_string()))?;
@@ -187,8 +191,10 @@ impl<'a> ModelFile<'a> {
 
     fn check_shapes(&self, name: &str) -> Result<[usize; 2]> {
         let (n, k) = self.shape(name)?;
-        let expected = [("weight", Dtype::I8, vec![n, k]), ("scale", Dtype::F32, vec![1])];
-        let more = [("zero_point", Dtype::I32, vec![1]), ("col_offsets", Dtype::I32, vec![n])];
+        // One for all outputs, or each output's own.
+        let channels = if self.tensor(&join_name(name, "scale"))?.shape() == [n] { n } else { 1 };
+        let expected = [("weight", Dtype::I8, vec![n, k]), ("scale", Dtype::F32, vec![channels])];
+        let more = [("zero_point", Dtype::I32, vec![channels]), ("col_offsets", Dtype::I32, vec![n])];
         for (part, dtype, shape) in expected.into_iter().chain(more) {
             self.expect(&join_name(name, part), dtype, &shape)?;
         }
@@ -210,12 +216,16 @@ impl<'a> ModelFile<'a> {
     fn read_portable(&self, name: &str) -> Result<PortableLinear> {
         let [n, k] = self.check_shapes(name)?;
         let part = |part: &str| self.tensor(&join_name(name, part));
-        let scale = numbers(part("scale")?.data(), f32::from_le_bytes)[0];
-        let zero_point = numbers(part("zero_point")?.data(), i32::from_le_bytes)[0];
+        let scales = numbers(part("scale")?.data(), f32::from_le_bytes);
+        let zero_points = numbers(part("zero_point")?.data(), i32::from_le_bytes);
         let col_offsets = numbers(part("col_offsets")?.data(), i32::from_le_bytes);
         let data = numbers(part("weight")?.data(), i8::from_le_bytes);
-        let weight = QuantizedWeight::from_parts(data, col_offsets, scale, zero_point, n, k)?;
-        PortableLinear::new(weight, self.bias(name)?)
+        let weight = QuantizedWeight::from_channels(data, col_offsets, scales, zero_points, n, k)?;
+        let input = match self.metadata.get(&format!("{INPUT_KEY}{name}")) {
+            Some(scheme) => scheme.parse()?,
+            None => InputScheme::new(),
+        };
+        Ok(PortableLinear::new(weight, self.bias(name)?)?.with_input(input))
     }
 
     fn bias(&self, name: &str) -> Result<Option<Vec<f32>>> {
@@ -411,8 +421,11 @@ pub fn save_linear_modules(
             Ok(vec![le_bytes(values, f32::to_le_bytes).into()])
         }));
     }
-    let mut unloaded = None;
+    let (mut unloaded, mut metadata) = (None, BTreeMap::new());
     model.visit_linear("", &mut |name, layer| {
+        if let Linear::Int8(layer) = layer {
+            note_input(&mut metadata, name, layer.input_scheme());
+        }
         let (n, k, bias) = (layer.out_features(), layer.in_features(), layer.bias());
         parts.push(match layer {
             Linear::Float(layer) => {
@@ -423,17 +436,26 @@ pub fn save_linear_modules(
                     Ok(values.map(|values| le_bytes(values, f32::to_le_bytes).into()).collect())
                 })
             }
-            Linear::Int8(layer) => Part::new(quantized_tensors(name, n, k, bias.is_some()), || {
-                let (weight, bias) = layer.to_portable()?.into_parts();
-                Ok(quantized_bytes(weight, bias.as_deref()))
-            }),
+            Linear::Int8(layer) => {
+                Part::new(quantized_tensors(name, n, k, layer.scales().len(), bias.is_some()), || {
+                    let (weight, bias) = layer.to_portable()?.into_weight_and_bias();
+                    Ok(quantized_bytes(weight, bias.as_deref()))
+                })
+            }
             Linear::Unloaded { .. } => return unloaded = unloaded.take().or(Some(name.to_string())),
         });
     });
     if let Some(name) = unloaded {
         return Err(Error::NotLoaded.in_layer(&name));
     }
-    write(parts, BTreeMap::new(), path.as_ref(), &mut |_| {})
+    write(parts, metadata, path.as_ref(), &mut |_| {})
+}
+
+/// Writes down how a layer's input is quantized, unless it is the default.
+fn note_input(metadata: &mut BTreeMap<String, String>, name: &str, scheme: InputScheme) {
+    if scheme != InputScheme::new() {
+        metadata.insert(format!("{INPUT_KEY}{name}"), scheme.to_string());
+    }
 }
 
 /// Some tensors of a file to be, and how to get their bytes when it is their turn.
@@ -452,11 +474,17 @@ impl<'a> Part<'a> {
 }
 
 /// The tensors of a quantized layer, and, in the same order, their bytes.
-fn quantized_tensors(name: &str, n: usize, k: usize, has_bias: bool) -> Vec<(String, Dtype, Vec<usize>)> {
+fn quantized_tensors(
+    name: &str,
+    n: usize,
+    k: usize,
+    channels: usize,
+    has_bias: bool,
+) -> Vec<(String, Dtype, Vec<usize>)> {
     let mut tensors = vec![
         (join_name(name, "weight"), Dtype::I8, vec![n, k]),
-        (join_name(name, "scale"), Dtype::F32, vec![1]),
-        (join_name(name, "zero_point"), Dtype::I32, vec![1]),
+        (join_name(name, "scale"), Dtype::F32, vec![channels]),
+        (join_name(name, "zero_point"), Dtype::I32, vec![channels]),
         (join_name(name, "col_offsets"), Dtype::I32, vec![n]),
     ];
     tensors.extend(has_bias.then(|| (join_name(name, "bias"), Dtype::F32, vec![n])));
@@ -499,7 +527,11 @@ fn write(
             return Err(Error::DuplicateName { name: name.to_string() });
         }
     }
-    metadata.insert(FORMAT_KEY.to_string(), FORMAT.to_string());
+    let channels = |(name, _, shape): &(String, Dtype, Vec<usize>)| layer_of(name, "scale").is_some() && shape != &[1];
+    let of_version_2 = metadata.keys().any(|key| key.starts_with(INPUT_KEY))
+        || parts.iter().any(|part| part.tensors[0].1 == Dtype::I8 && part.tensors.iter().any(channels));
+    let version = if of_version_2 { FORMAT } else { 1 };
+    metadata.insert(FORMAT_KEY.to_string(), version.to_string());
     let header = header(&parts, &ends, &metadata)?;
 
     let temporary = Temporary::beside(path)?;
@@ -589,7 +621,7 @@ pub fn quantize_checkpoint(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<QuantizeReport> {
     cpu_support()?;
-    let (mut chosen, mut report) = (BTreeSet::new(), QuantizeReport::default());
+    let (mut chosen, mut report) = (BTreeSet::new(), QuantizeReport::new(options));
     let mut chooser = Chooser::new(options);
     for name in file.candidates() {
         let (n, k) = file.shape(name)?;
@@ -618,6 +650,7 @@ pub fn quantize_checkpoint(
     }
 
     let by_name = report.layers.iter_mut().map(|layer| (layer.name.clone(), layer));
+    let (scheme, mut metadata) = (options.weights, file.metadata.clone());
     let reports = RefCell::new(by_name.collect::<BTreeMap<String, &mut LayerReport>>());
     let mut parts = Vec::new();
     for full in file.tensor_names() {
@@ -626,12 +659,13 @@ pub fn quantize_checkpoint(
             let ((n, k), bias) = (file.shape(name)?, file.bias(name).map_err(|e| e.in_layer(name))?);
             crate::weight::check_length("weight", tensor.shape().iter().product(), n, k)
                 .map_err(|e| e.in_layer(name))?;
-            let tensors = quantized_tensors(name, n, k, bias.is_some());
+            let tensors = quantized_tensors(name, n, k, scheme.channels(n), bias.is_some());
+            note_input(&mut metadata, name, options.input);
             let reports = &reports;
             parts.push(Part::new(tensors, move || {
                 let (_, weight) = file.tensor_f32(full)?;
-                let quantized = quantize_weight(&weight, n, k).map_err(|e| e.in_layer(name))?;
-                let about = WeightReport::of(&weight, &quantized);
+                let quantized = quantize_weight_as(&weight, n, k, scheme).map_err(|e| e.in_layer(name))?;
+                let about = WeightReport::of(&weight, &quantized).with_input(options.input);
                 let bytes = quantized_bytes(quantized, bias.as_deref());
                 if let Some(layer) = reports.borrow_mut().get_mut(name) {
                     layer.bytes_after = bytes.iter().map(|bytes| bytes.len()).sum();
@@ -646,7 +680,7 @@ pub fn quantize_checkpoint(
     }
     let total = parts.len();
     match path {
-        Some(path) => write(parts, file.metadata.clone(), path, &mut |done| progress(done, total))?,
+        Some(path) => write(parts, metadata, path, &mut |done| progress(done, total))?,
         None => {
             for (i, part) in parts.into_iter().enumerate() {
                 (part.bytes)()?;

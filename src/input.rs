@@ -10,6 +10,8 @@ use crate::{Error, Result, cpu_support, ffi};
 pub struct InputScheme {
     pub(crate) granularity: InputGranularity,
     pub(crate) reduced_range: bool,
+    /// ATen's choice of parameters, not FBGEMM's.
+    pub(crate) as_aten: bool,
 }
 
 /// What shares a scale and a zero point.
@@ -37,9 +39,15 @@ impl InputScheme {
         Self::default()
     }
 
+    /// As PyTorch's `quantized::linear_dynamic`: per tensor, by ATen's choice of parameters.
+    /// `torch.ao.nn.quantized.dynamic.Linear` has a [`reduced_range`](Self::reduced_range) besides.
+    pub fn as_linear_dynamic(self) -> Self {
+        Self { granularity: InputGranularity::PerTensor, as_aten: true, ..self }
+    }
+
     /// A scale and a zero point for each row.
     pub fn per_row(self) -> Self {
-        Self { granularity: InputGranularity::PerRow, ..self }
+        Self { granularity: InputGranularity::PerRow, as_aten: false, ..self }
     }
 
     /// The same scale and zero point in every call, as a calibration found them ([`InputObserver`]).
@@ -54,7 +62,7 @@ impl InputScheme {
         if !(0..=255).contains(&zero_point) {
             return Err(Error::InvalidInputZeroPoint { given: zero_point });
         }
-        Ok(Self { granularity: InputGranularity::Fixed { scale, zero_point }, ..self })
+        Ok(Self { granularity: InputGranularity::Fixed { scale, zero_point }, as_aten: false, ..self })
     }
 
     /// Seven bits, 0 to 127, PyTorch's `reduce_range`: no sum of two products leaves 16 bits, so that every CPU gives
@@ -74,7 +82,12 @@ impl InputScheme {
         self.reduced_range
     }
 
-    /// FBGEMM's choice for values in this range.
+    /// Whether products with any weight fit 16 bits by pairs.
+    pub(crate) fn never_saturates(&self) -> bool {
+        self.reduced_range && !matches!(self.granularity, InputGranularity::Fixed { .. })
+    }
+
+    /// The parameters for values in this range.
     pub(crate) fn choose(&self, (min, max): (f32, f32)) -> Result<ffi::TensorQuantizationParams> {
         if let InputGranularity::Fixed { scale, zero_point } = self.granularity {
             // FBGEMM adds the zero point in 32 bits, where steps beyond them wrap around to the other end.
@@ -87,7 +100,49 @@ impl InputScheme {
             (params.scale, params.zero_point) = (scale, zero_point);
             return Ok(params);
         }
-        ffi::choose_quantization_params(min, max, 0, if self.reduced_range { 127 } else { 255 })
+        let mut params = ffi::choose_quantization_params(min, max, 0, if self.reduced_range { 127 } else { 255 })?;
+        if self.as_aten {
+            (params.scale, params.zero_point) = choose_as_aten(min, max, self.reduced_range);
+        }
+        Ok(params)
+    }
+}
+
+/// As files have it: `per_tensor`, `aten`, `per_row` or `fixed SCALE ZERO_POINT`, and `reduced` behind.
+impl std::fmt::Display for InputScheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.granularity {
+            InputGranularity::PerTensor if self.as_aten => f.write_str("aten")?,
+            InputGranularity::PerTensor => f.write_str("per_tensor")?,
+            InputGranularity::PerRow => f.write_str("per_row")?,
+            // Rust prints as many digits as give the same float back.
+            InputGranularity::Fixed { scale, zero_point } => write!(f, "fixed {scale} {zero_point}")?,
+        }
+        f.write_str(if self.reduced_range { " reduced" } else { "" })
+    }
+}
+
+impl std::str::FromStr for InputScheme {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let invalid = || Error::InvalidInputScheme { given: text.to_string() };
+        let mut words: Vec<&str> = text.split(' ').collect();
+        let mut scheme = Self::new();
+        if words.last() == Some(&"reduced") {
+            words.pop();
+            scheme = scheme.reduced_range();
+        }
+        match words[..] {
+            ["per_tensor"] => Ok(scheme),
+            ["aten"] => Ok(scheme.as_linear_dynamic()),
+            ["per_row"] => Ok(scheme.per_row()),
+            ["fixed", scale, zero_point] => {
+                let scale = scale.parse().map_err(|_| invalid())?;
+                scheme.fixed(scale, zero_point.parse().map_err(|_| invalid())?)
+            }
+            _ => Err(invalid()),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A quantized linear layer that carries its own weight, packed while it runs and plain when it travels.
 
 use crate::element::Element;
-use crate::input::{InputGranularity, InputScheme};
+use crate::input::InputScheme;
 use crate::weight::Parameters;
 use crate::{Error, PackedMatrix, QuantizedWeight, Result, linear, quantize_weight};
 use std::sync::Arc;
@@ -114,8 +114,7 @@ impl QuantizedLinear {
     /// weight or an input of seven bits, else [`saturating_pairs`](Self::saturating_pairs). Inputs with fixed parameters
     /// count as eight bits.
     pub fn saturation_risk(&self) -> u64 {
-        let fixed = matches!(self.input.granularity, InputGranularity::Fixed { .. });
-        if self.input.reduced_range && !fixed { 0 } else { self.saturating_pairs() }
+        if self.input.never_saturates() { 0 } else { self.saturating_pairs() }
     }
 
     /// The layer, or an error where its results depend on the kind of CPU and this one clamps sums: for services that
@@ -314,7 +313,7 @@ impl PortableLinear {
     }
 
     #[cfg(feature = "safetensors")]
-    pub(crate) fn into_parts(self) -> (QuantizedWeight, Option<Vec<f32>>) {
+    pub(crate) fn into_weight_and_bias(self) -> (QuantizedWeight, Option<Vec<f32>>) {
         (self.weight, self.bias)
     }
 
@@ -334,13 +333,13 @@ impl PortableLinear {
 #[cfg(feature = "serde")]
 mod stored {
     use super::{PortableLinear, QuantizedLinear};
-    use crate::QuantizedWeight;
+    use crate::{InputScheme, QuantizedWeight};
     use serde::de::{Deserialize, Deserializer, Error as _};
     use serde::ser::{Error as _, Serialize, Serializer};
     use std::borrow::Cow;
 
-    /// The newest layout that this version writes and reads.
-    const VERSION: u32 = 1;
+    /// The layout that this version writes, and the newest that it reads.
+    const VERSION: u32 = 2;
 
     #[derive(serde::Serialize, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -353,6 +352,13 @@ mod stored {
         weight: Cow<'a, [i8]>,
         col_offsets: Cow<'a, [i32]>,
         bias: Option<Cow<'a, [f32]>>,
+        // From version 2 on. Where each output has its own, they are all here; the two above are the first's.
+        #[serde(default)]
+        scales: Cow<'a, [f32]>,
+        #[serde(default)]
+        zero_points: Cow<'a, [i32]>,
+        #[serde(default)]
+        input: String,
     }
 
     impl Serialize for PortableLinear {
@@ -367,6 +373,9 @@ mod stored {
                 weight: weight.data().into(),
                 col_offsets: weight.col_offsets().into(),
                 bias: self.bias().map(Cow::from),
+                scales: weight.scales().into(),
+                zero_points: weight.zero_points().into(),
+                input: self.input.to_string(),
             };
             stored.serialize(serializer)
         }
@@ -375,19 +384,30 @@ mod stored {
     impl<'de> Deserialize<'de> for PortableLinear {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             let s = Stored::deserialize(deserializer)?;
-            if s.version != VERSION {
+            if !(1..=VERSION).contains(&s.version) {
                 let given = s.version;
-                return Err(D::Error::custom(format!("the layer has layout version {given}, expected {VERSION}")));
+                return Err(D::Error::custom(format!("the layer has layout version {given}, expected 1 to {VERSION}")));
             }
-            let weight = QuantizedWeight::from_parts(
+            let (scales, zero_points, input) = match s.version {
+                1 => (vec![s.scale], vec![s.zero_point], InputScheme::new()),
+                _ => {
+                    let input = s.input.parse().map_err(D::Error::custom)?;
+                    (s.scales.into_owned(), s.zero_points.into_owned(), input)
+                }
+            };
+            if (scales.first(), zero_points.first()) != (Some(&s.scale), Some(&s.zero_point)) {
+                return Err(D::Error::custom("scale and zero_point are not the first of scales and zero_points"));
+            }
+            let weight = QuantizedWeight::from_channels(
                 s.weight.into_owned(),
                 s.col_offsets.into_owned(),
-                s.scale,
-                s.zero_point,
+                scales,
+                zero_points,
                 s.out_features,
                 s.in_features,
             );
-            weight.and_then(|weight| Self::new(weight, s.bias.map(Cow::into_owned))).map_err(D::Error::custom)
+            let layer = weight.and_then(|weight| Self::new(weight, s.bias.map(Cow::into_owned)));
+            layer.map(|layer| layer.with_input(input)).map_err(D::Error::custom)
         }
     }
 

@@ -1,6 +1,6 @@
 //! The operation: float in, float out, int8 in between.
 
-use crate::input::{InputGranularity, InputScheme, choose_as_aten};
+use crate::input::{InputGranularity, InputScheme};
 use crate::range::finite_range;
 use crate::weight::Parameters;
 use crate::{Error, Isa, PackedMatrix, QuantizedWeight, Result, cpu_support, ffi};
@@ -157,8 +157,8 @@ fn dynamic(
 ) -> Result<Vec<f32>> {
     let rows = rows(input.len(), weight.out_features(), weight.in_features())?;
     let mut output = vec![0.0; rows * weight.out_features()];
-    let scheme = if reduce_range { InputScheme::new().reduced_range() } else { InputScheme::new() };
-    let form = Form { scheme, as_aten: true, relu };
+    let scheme = InputScheme { reduced_range: reduce_range, ..InputScheme::new().as_linear_dynamic() };
+    let form = Form { scheme, relu };
     run(input, weight.parameters(), packed, bias, &mut output, &form, 1, |task| task(0))?;
     Ok(output)
 }
@@ -167,8 +167,6 @@ fn dynamic(
 #[derive(Default)]
 pub(crate) struct Form {
     pub(crate) scheme: InputScheme,
-    /// ATen's choice of the input's parameters, not FBGEMM's.
-    pub(crate) as_aten: bool,
     pub(crate) relu: bool,
 }
 
@@ -243,10 +241,7 @@ fn prepare<'a>(
             Err(Error::ScaleOverflow { input: params.scale, weight: largest })
         }
     };
-    let mut params = form.scheme.choose((min, max))?;
-    if form.as_aten {
-        (params.scale, params.zero_point) = choose_as_aten(min, max, form.scheme.reduced_range);
-    }
+    let params = form.scheme.choose((min, max))?;
     // A single row is its own tensor.
     let each_row = form.scheme.granularity == InputGranularity::PerRow && input.len() > weight.in_features;
     if !each_row {

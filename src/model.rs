@@ -2,7 +2,9 @@
 
 use crate::element::Element;
 use crate::range::finite_range;
-use crate::{Error, PortableLinear, QuantizedLinear, Result, cpu_support, linear, quantize_weight};
+use crate::{
+    Error, InputScheme, PortableLinear, QuantizedLinear, Result, WeightScheme, cpu_support, linear, quantize_weight_as,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash};
 use wildmatch::WildMatch;
@@ -389,6 +391,8 @@ pub struct QuantizeOptions {
     exclude: Vec<String>,
     filter: Option<Filter>,
     min_features: usize,
+    pub(crate) weights: WeightScheme,
+    pub(crate) input: InputScheme,
 }
 
 type Filter = Box<dyn Fn(&str, usize, usize) -> bool>;
@@ -414,6 +418,18 @@ impl QuantizeOptions {
     /// Only layers for which this is true, given name, `out_features` and `in_features`.
     pub fn filter(mut self, filter: impl Fn(&str, usize, usize) -> bool + 'static) -> Self {
         self.filter = Some(Box::new(filter));
+        self
+    }
+
+    /// How to quantize the weights; the default is PyTorch's `fbgemm_linear_quantize_weight`.
+    pub fn weights(mut self, scheme: WeightScheme) -> Self {
+        self.weights = scheme;
+        self
+    }
+
+    /// How the layers quantize their inputs; the default is PyTorch's `fbgemm_linear_int8_weight`.
+    pub fn input(mut self, scheme: InputScheme) -> Self {
+        self.input = scheme;
         self
     }
 
@@ -564,6 +580,11 @@ impl WeightReport {
             saturating_share: quantized.saturating_pairs() as f64 / pairs as f64,
         }
     }
+
+    /// The same, the input being quantized so: to seven bits, no pair saturates.
+    pub(crate) fn with_input(self, scheme: InputScheme) -> Self {
+        Self { saturating_share: if scheme.never_saturates() { 0.0 } else { self.saturating_share }, ..self }
+    }
 }
 
 /// What [`quantize_linear_modules`] did, layer by layer. Displayed, it is an aligned table.
@@ -572,9 +593,17 @@ impl WeightReport {
 pub struct QuantizeReport {
     /// Every linear layer of the model, in the order of the walk.
     pub layers: Vec<LayerReport>,
+    /// How the weights were quantized.
+    pub weights: WeightScheme,
+    /// How the layers quantize their inputs.
+    pub input: InputScheme,
 }
 
 impl QuantizeReport {
+    pub(crate) fn new(options: &QuantizeOptions) -> Self {
+        Self { layers: Vec::new(), weights: options.weights, input: options.input }
+    }
+
     /// The layers that were quantized.
     pub fn quantized(&self) -> impl Iterator<Item = &LayerReport> {
         self.layers.iter().filter(|layer| layer.outcome.is_ok())
@@ -607,7 +636,8 @@ impl std::fmt::Display for QuantizeReport {
         }
         let (before, after) = self.bytes();
         let name = format!("{} of {} in int8", self.quantized().count(), self.layers.len());
-        writeln!(f, "{name:width$}  {:>13}  {:>10.3}  {:>10.3}", "", mb(before), mb(after))
+        writeln!(f, "{name:width$}  {:>13}  {:>10.3}  {:>10.3}", "", mb(before), mb(after))?;
+        writeln!(f, "weights: {}; inputs: {}", self.weights, self.input)
     }
 }
 
@@ -662,12 +692,12 @@ pub fn quantize_linear_modules(
     }
     unfit?;
     let mut plan = plan.into_iter();
-    let mut report = QuantizeReport::default();
+    let mut report = QuantizeReport::new(options);
     let mut failed = Ok(());
     model.visit_linear_mut("", &mut |name, layer| {
         let against = plan.next().flatten();
         if failed.is_ok() {
-            match quantize(name, layer, against) {
+            match quantize(name, layer, against, options) {
                 Ok(layer) => report.layers.push(layer),
                 Err(e) => failed = Err(e.in_layer(name)),
             }
@@ -676,7 +706,12 @@ pub fn quantize_linear_modules(
     failed.map(|()| report)
 }
 
-fn quantize(name: &str, layer: &mut Linear, against: Option<Skipped>) -> Result<LayerReport> {
+fn quantize(
+    name: &str,
+    layer: &mut Linear,
+    against: Option<Skipped>,
+    options: &QuantizeOptions,
+) -> Result<LayerReport> {
     let mut report = LayerReport {
         name: name.to_string(),
         out_features: layer.out_features(),
@@ -686,9 +721,9 @@ fn quantize(name: &str, layer: &mut Linear, against: Option<Skipped>) -> Result<
         outcome: Err(against.unwrap_or(Skipped::AlreadyQuantized)),
     };
     if let (None, Linear::Float(float)) = (against, &*layer) {
-        let weight = quantize_weight(&float.weight, float.out_features, float.in_features)?;
-        report.outcome = Ok(WeightReport::of(&float.weight, &weight));
-        let quantized = PortableLinear::new(weight, float.bias.clone())?.pack()?;
+        let weight = quantize_weight_as(&float.weight, float.out_features, float.in_features, options.weights)?;
+        report.outcome = Ok(WeightReport::of(&float.weight, &weight).with_input(options.input));
+        let quantized = PortableLinear::new(weight, float.bias.clone())?.with_input(options.input).pack()?;
         *layer = Linear::Int8(quantized);
         report.bytes_after = layer.bytes();
     }

@@ -287,8 +287,23 @@ impl WeightScheme {
         Self { symmetric: true, ..self }
     }
 
+    /// How many scales a weight of so many outputs gets.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn channels(self, out_features: usize) -> usize {
+        if self.per_channel { out_features } else { 1 }
+    }
+
     fn range(self) -> (i32, i32) {
         if self.reduced_range { (-64, 63) } else { (i8::MIN.into(), i8::MAX.into()) }
+    }
+}
+
+/// In words: `8 bits, per tensor, affine`.
+impl std::fmt::Display for WeightScheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let bits = if self.reduced_range { 7 } else { 8 };
+        let granularity = if self.per_channel { "per channel" } else { "per tensor" };
+        write!(f, "{bits} bits, {granularity}, {}", if self.symmetric { "symmetric" } else { "affine" })
     }
 }
 

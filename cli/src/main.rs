@@ -1,5 +1,6 @@
 //! The command `fbgemm`.
 
+mod bench;
 mod cases;
 mod demo;
 mod fetch;
@@ -25,6 +26,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Subcommands {
+    /// Time layers in int8 against fp32 and this machine's limits, results checked
+    ///
+    /// Contenders are this crate; the crates gemm and matrixmultiply; MKL, OpenBLAS or BLIS where the machine has one
+    /// (or FBGEMM_RS_BLAS names its library). All run in turn, on pinned threads.
+    Bench(bench::Bench),
     /// Quantize, pack and run every linear layer of a real model (all-MiniLM-L6-v2), against fp32
     ///
     /// Fetches the model once, 83.5 MB, checked against a pinned hash.
@@ -97,6 +103,7 @@ impl Termination for Exit {
 
 fn main() -> Exit {
     match Arguments::parse().command {
+        Subcommands::Bench(arguments) => bench::run(&arguments),
         Subcommands::Demo { json } => demo::run(json),
         Subcommands::Info { json } => info::run(json),
         Subcommands::Quantize(arguments) => quantize::run(&arguments),

@@ -219,18 +219,17 @@ pub fn linear_f32(layer: &FloatLinear, x: &[f32], y: &mut [f32]) {
         Some(bias) => y.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
         None => y.fill(0.0),
     }
-    multiply((m, n, k), x, (1, k), layer.weight(), (k, 1), y, true);
+    multiply((m, n, k), (x, (1, k)), (layer.weight(), (k, 1)), y, true, Parallelism::None);
 }
 
 /// y (+)= a·b, with (column stride, row stride) of `a` and `b`; `y` is m × n, row-major.
-fn multiply(
+pub fn multiply(
     (m, n, k): (usize, usize, usize),
-    a: &[f32],
-    a_strides: (usize, usize),
-    b: &[f32],
-    b_strides: (usize, usize),
+    (a, a_strides): (&[f32], (usize, usize)),
+    (b, b_strides): (&[f32], (usize, usize)),
     y: &mut [f32],
     add: bool,
+    parallelism: Parallelism,
 ) {
     let reach = |rows: usize, columns: usize, strides: (usize, usize)| {
         if rows * columns == 0 { 0 } else { (columns - 1) * strides.0 + (rows - 1) * strides.1 + 1 }
@@ -258,7 +257,7 @@ fn multiply(
             false,
             false,
             false,
-            Parallelism::None,
+            parallelism,
         );
     }
 }
@@ -268,9 +267,17 @@ fn attend(query: &Matrix, key: &Matrix, value: &Matrix) -> Matrix {
     let head = width / HEADS;
     let mut result = Matrix { rows: tokens, columns: width, values: vec![0.0; tokens * width] };
     let (mut scores, mut mixed) = (vec![0.0; tokens * tokens], vec![0.0; tokens * head]);
+    let alone = Parallelism::None;
     for h in 0..HEADS {
         let part = |matrix: &Matrix| matrix.values[h * head..].to_vec();
-        multiply((tokens, tokens, head), &part(query), (1, width), &part(key), (width, 1), &mut scores, false);
+        multiply(
+            (tokens, tokens, head),
+            (&part(query), (1, width)),
+            (&part(key), (width, 1)),
+            &mut scores,
+            false,
+            alone,
+        );
         for row in scores.chunks_exact_mut(tokens) {
             let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let root = (head as f32).sqrt();
@@ -278,7 +285,7 @@ fn attend(query: &Matrix, key: &Matrix, value: &Matrix) -> Matrix {
             let sum: f32 = row.iter().sum();
             row.iter_mut().for_each(|s| *s /= sum);
         }
-        multiply((tokens, head, tokens), &scores, (1, tokens), &part(value), (1, width), &mut mixed, false);
+        multiply((tokens, head, tokens), (&scores, (1, tokens)), (&part(value), (1, width)), &mut mixed, false, alone);
         for (row, mixed) in result.values.chunks_exact_mut(width).zip(mixed.chunks_exact(head)) {
             row[h * head..][..head].copy_from_slice(mixed);
         }

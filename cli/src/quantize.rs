@@ -186,7 +186,7 @@ fn about(path: &Path, error: &fbgemm::Error) -> String {
 }
 
 /// The file's bytes, without reading it into memory.
-fn map(path: &Path) -> Result<Mmap, String> {
+pub fn map(path: &Path) -> Result<Mmap, String> {
     let io = |e: std::io::Error| format!("{}: {e}", path.display());
     let file = File::open(path).map_err(io)?;
     // SAFETY: the bytes must not change while they are mapped, which nobody can promise for a file; as with every

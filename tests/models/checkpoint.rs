@@ -2,7 +2,8 @@
 
 use crate::{bits, folder, names_in, numbers};
 use fbgemm::{
-    Error, Linear, ModelFile, QuantizeOptions, QuantizeReport, QuantizedLinear, Skipped, quantize_checkpoint,
+    Error, InputScheme, Linear, ModelFile, PortableLinear, QuantizeOptions, QuantizeReport, QuantizedLinear, Skipped,
+    WeightScheme, quantize_checkpoint, quantize_weight_as,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
@@ -135,4 +136,24 @@ fn what_can_not_be_quantized_names_its_layer_and_leaves_the_old_file() {
     assert_eq!(taken, r#"the name "layer.0.dense.scale" is there twice, expected once"#);
     assert!(refused(&|_| (), all().include("nothing.*")).contains(r#""nothing.*""#));
     assert!(refused(&|_| (), all().min_features(100)).contains("none of the model's 4 linear layers"));
+}
+
+#[test]
+fn a_checkpoint_is_quantized_by_the_schemes_of_the_options() {
+    let path = folder("checkpoint-schemes").join("out.safetensors");
+    let bytes = serialize(&checkpoint());
+    let (weights, input) = (WeightScheme::new().per_channel(), InputScheme::new().per_row().reduced_range());
+    quantize(&bytes, &QuantizeOptions::new().weights(weights).input(input), Some(&path)).unwrap();
+    let written = std::fs::read(&path).unwrap();
+    let (before, after) = (ModelFile::parse(&bytes).unwrap(), ModelFile::parse(&written).unwrap());
+    assert_eq!(after.metadata()["input:layer.1.dense"], "per_row reduced");
+    for (name, layer) in after.load_quantized(1).unwrap() {
+        let Linear::Float(float) = before.linear(&name).unwrap() else { panic!("{name}") };
+        let (n, k) = (float.out_features(), float.in_features());
+        let weight = quantize_weight_as(float.weight(), n, k, weights).unwrap();
+        let in_memory = PortableLinear::new(weight, float.bias().map(<[f32]>::to_vec)).unwrap().with_input(input);
+        let samples = numbers(3 * k, 9, 2.0);
+        let output: Vec<f32> = layer.forward(&samples).unwrap();
+        assert_eq!(bits(&output), bits(&in_memory.pack().unwrap().forward(&samples).unwrap()), "{name}");
+    }
 }

@@ -69,8 +69,8 @@ fn a_changed_header_is_an_error_that_names_the_layer() {
         use_all(&with_header(&header.to_string(), data)).unwrap_err().to_string()
     };
     let set = |tensor: &str, key: &str, value: serde_json::Value| refused(&|h| h[tensor][key] = value.clone());
-    for version in ["2", "x", ""] {
-        let said = format!("the file has format version {version:?}, expected at most 1: read it with a newer version");
+    for version in ["3", "x", "", "0"] {
+        let said = format!("the file has format version {version:?}, expected at most 2: read it with a newer version");
         assert_eq!(set("__metadata__", "fbgemm_format", version.into()), said);
     }
     let shape = |n: usize, k: usize| vec![n, k].into();
@@ -82,12 +82,17 @@ fn a_changed_header_is_an_error_that_names_the_layer() {
         ("a.scale", "dtype", "I32".into(), r#"layer "a": tensor "a.scale" is I32 [1], expected F32 [1]"#),
         ("a.scale", "shape", Vec::<usize>::new().into(), r#"layer "a": tensor "a.scale" is F32 [], expected F32 [1]"#),
         ("a.zero_point", "dtype", "F32".into(), r#"layer "a": tensor "a.zero_point" is F32 [1], expected I32 [1]"#),
+        ("b.scale", "shape", vec![3].into(), "not a usable safetensors file"),
         ("b.col_offsets", "shape", shape(1, 3), r#"layer "b": tensor "b.col_offsets" is I32 [1, 3], expected I32 [3]"#),
         ("a.bias", "dtype", "I32".into(), r#"layer "a": tensor "a.bias" is I32 [6], expected F32 [6]"#),
     ] {
         let error = set(tensor, key, value);
         assert!(error.contains(said), "{tensor} {key}: {error}");
     }
+    let input = set("__metadata__", "input:b", "per_column".into());
+    assert!(input.starts_with(r#"layer "b": the input scheme is "per_column", expected per_tensor"#), "{input}");
+    let input = set("__metadata__", "input:b", "fixed 0 3".into());
+    assert_eq!(input, r#"layer "b": scale is 0, expected a positive finite number"#);
     for missing in ["a.weight", "a.scale", "a.zero_point", "a.col_offsets"] {
         let error = refused(&|header| {
             let tensor = header.as_object_mut().unwrap().remove(missing).unwrap();

@@ -3,8 +3,8 @@
 use crate::cases::CaseFile;
 use crate::{bits, folder, golden, numbers};
 use fbgemm::{
-    Error, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, load_linear_modules, quantize_weight,
-    save_linear_modules, unload_linear_modules,
+    Error, InputScheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, WeightScheme,
+    load_linear_modules, quantize_weight, quantize_weight_as, save_linear_modules, unload_linear_modules,
 };
 use std::collections::BTreeMap;
 
@@ -147,16 +147,48 @@ fn serde_stores_the_plain_weight_and_packs_on_loading() {
 }
 
 #[test]
+fn schemes_survive_being_stored() {
+    let (weight, bias) = (numbers(24 * 40, 1, 0.1), numbers(24, 2, 1.0));
+    let per_channel = WeightScheme::new().per_channel().reduced_range();
+    let q = quantize_weight_as(&weight, 24, 40, per_channel).unwrap();
+    let layer = PortableLinear::new(q, Some(bias)).unwrap().pack().unwrap();
+    let path = folder("schemes").join("model.safetensors");
+    let input = numbers(5 * 40, 3, 2.0);
+    for scheme in [
+        InputScheme::new(),
+        InputScheme::new().reduced_range(),
+        InputScheme::new().as_linear_dynamic().reduced_range(),
+        InputScheme::new().per_row(),
+        InputScheme::new().fixed(0.012_345_679, 77).unwrap(),
+    ] {
+        assert_eq!(scheme.to_string().parse(), Ok(scheme));
+        let layer = layer.with_input(scheme);
+        let expected = bits(&layer.forward(&input).unwrap());
+        let again: QuantizedLinear = serde_json::from_str(&serde_json::to_string(&layer).unwrap()).unwrap();
+        assert_eq!((again.input_scheme(), bits(&again.forward(&input).unwrap())), (scheme, expected.clone()));
+        save_linear_modules(&BTreeMap::from([("a.b", Linear::from(layer))]), &[], &path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let file = ModelFile::parse(&bytes).unwrap();
+        assert_eq!(file.metadata()["fbgemm_format"], "2");
+        let Linear::Int8(loaded) = file.linear("a.b").unwrap() else { panic!() };
+        assert_eq!((loaded.input_scheme(), bits(&loaded.forward(&input).unwrap())), (scheme, expected));
+        assert_eq!((loaded.scales().len(), loaded.saturating_pairs()), (24, 0));
+    }
+}
+
+#[test]
 fn serde_refuses_what_does_not_belong_together() {
     let mut stored = serde_json::to_value(layer(13)).unwrap();
     stored["bias"][0] = 0.25.into();
     serde_json::from_value::<QuantizedLinear>(stored.clone()).unwrap();
     for (key, value, said) in [
-        ("version", 2.into(), "layout version 2, expected 1"),
+        ("version", 3.into(), "layout version 3, expected 1 to 2"),
+        ("version", 0.into(), "layout version 0, expected 1 to 2"),
+        ("scales", vec![1.0; 2].into(), "not the first of scales"),
+        ("scales", Vec::<f32>::new().into(), "not the first of scales"),
+        ("input", "per_column".into(), "the input scheme is \"per_column\""),
         ("scale", 0.0.into(), "scale"),
-        ("scale", (-1.0).into(), "scale"),
-        ("zero_point", 128.into(), "zero_point"),
-        ("zero_point", 1.into(), "col_offsets"),
+        ("zero_point", 1.into(), "not the first"),
         ("out_features", 23.into(), "expected 920"),
         ("out_features", 0.into(), "out_features"),
         ("in_features", u64::MAX.into(), "weight"),
@@ -167,6 +199,19 @@ fn serde_refuses_what_does_not_belong_together() {
         changed[key] = value;
         let error = serde_json::from_value::<QuantizedLinear>(changed).unwrap_err().to_string();
         assert!(error.contains(said), "{key}: {error}");
+    }
+    // The layout before scales and inputs were chosen.
+    let mut first = stored.clone();
+    first["version"] = 1.into();
+    for later in ["scales", "zero_points", "input"] {
+        first.as_object_mut().unwrap().remove(later);
+    }
+    let again: QuantizedLinear = serde_json::from_value(first.clone()).unwrap();
+    assert_eq!(again.to_portable().unwrap(), serde_json::from_value(stored).unwrap());
+    for (key, value) in [("scale", (-1.0).into()), ("zero_point", 128.into()), ("zero_point", 1.into())] {
+        let mut changed: serde_json::Value = first.clone();
+        changed[key] = value;
+        serde_json::from_value::<QuantizedLinear>(changed).unwrap_err();
     }
     let float = serde_json::to_string(&Linear::new(vec![1.0; 4], None, 2, 2).unwrap()).unwrap();
     let error = serde_json::from_str::<Linear>(&float.replace("\"in_features\":2", "\"in_features\":3")).unwrap_err();

@@ -1,7 +1,10 @@
 //! Quantizing a whole model: which layers, what is reported, what is refused.
 
 use crate::{bits, numbers};
-use fbgemm::{Error, Linear, QuantizeOptions, QuantizedLinear, Skipped, quantize_linear_modules, quantize_weight};
+use fbgemm::{
+    Error, InputScheme, Linear, QuantizeOptions, QuantizedLinear, Skipped, WeightScheme, quantize_linear_modules,
+    quantize_weight,
+};
 use std::collections::BTreeMap;
 
 type Model = BTreeMap<String, Vec<Linear>>;
@@ -117,7 +120,37 @@ fn the_report_has_names_shapes_bytes_errors_and_saturating_shares() {
     let table = report.to_string();
     let widths: Vec<usize> = table.lines().filter(|line| line.contains('%')).map(|line| line.chars().count()).collect();
     assert!(widths.windows(2).all(|w| w[0] == w[1]) && widths.len() == 1, "{table}");
-    for part in ["layer", "even.0", "8x10", "100.000%", "fp32: excluded", "1 of 2 in int8"] {
+    for part in [
+        "layer",
+        "even.0",
+        "8x10",
+        "100.000%",
+        "fp32: excluded",
+        "1 of 2 in int8",
+        "weights: 8 bits, per tensor, affine; inputs: per_tensor",
+    ] {
         assert!(table.contains(part), "{part} in {table}");
     }
+}
+
+#[test]
+fn the_whole_model_is_quantized_by_the_schemes_of_the_options() {
+    let mut quantized = model();
+    let weights = WeightScheme::new().per_channel().symmetric().reduced_range();
+    let input = InputScheme::new().per_row();
+    let options = QuantizeOptions::new().weights(weights).input(input);
+    let report = quantize_linear_modules(&mut quantized, &options).unwrap();
+    assert!(report.to_string().contains("weights: 7 bits, per channel, symmetric; inputs: per_row"), "{report}");
+    assert!(report.quantized().all(|layer| layer.outcome.unwrap().saturating_share == 0.0));
+    for layer in quantized.values().flatten() {
+        let Linear::Int8(layer) = layer else { panic!() };
+        assert_eq!((layer.scales().len(), layer.input_scheme()), (layer.out_features(), input));
+    }
+    // Eight bits can saturate, unless the input has seven.
+    let share = |options: &QuantizeOptions| {
+        let report = quantize_linear_modules(&mut model(), options).unwrap();
+        report.quantized().map(|layer| layer.outcome.unwrap().saturating_share).sum::<f64>()
+    };
+    assert!(share(&QuantizeOptions::new()) > 0.0);
+    assert_eq!(share(&QuantizeOptions::new().input(InputScheme::new().reduced_range())), 0.0);
 }

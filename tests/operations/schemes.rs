@@ -67,7 +67,8 @@ fn every_bit_of_every_scheme_is_the_references() {
         };
         let whole = choose(&p.input);
         let (fixed_scale, zero_point) = fixed;
-        let (input_scheme, of_row): (_, Box<dyn Fn(&[f32]) -> Params>) = match granularity {
+        type OfRow<'a> = Box<dyn Fn(&[f32]) -> Params + 'a>;
+        let (input_scheme, of_row): (_, OfRow) = match granularity {
             0 => (input_scheme, Box::new(|_: &[f32]| whole)),
             1 => (input_scheme.per_row(), Box::new(choose)),
             _ => {

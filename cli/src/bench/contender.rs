@@ -19,7 +19,8 @@ pub struct Layer<'a> {
     pub in_features: usize,
 }
 
-/// How to make a contender.
+/// How to make a contender. It is made and run on the first thread of a Rayon pool of as many threads as it shall use,
+/// each on a CPU of its own; other threads that it starts while it is made, or first runs, get the same CPUs.
 pub struct Entry {
     /// Its name, as tables show it.
     pub name: String,

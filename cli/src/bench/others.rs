@@ -147,18 +147,18 @@ mod onnx_runtime {
     pub fn entries() -> Vec<Entry> {
         // One for the process: ONNX Runtime has it so.
         static ENVIRONMENT: OnceLock<Result<Environment, String>> = OnceLock::new();
-        match ENVIRONMENT.get_or_init(environment) {
+        let said = |why: &String| {
+            eprintln!(
+                "ONNX Runtime is left out: {why}. Have a python3 with the package onnxruntime on PATH, or name the \
+                 library in ORT_DYLIB_PATH"
+            );
+        };
+        match ENVIRONMENT.get_or_init(|| environment().inspect_err(said)) {
             Ok(environment) => vec![
                 entry("onnxruntime int8", true, environment, onnx::dynamic_int8),
                 entry("onnxruntime fp32", false, environment, |layer, rows| Ok(onnx::fp32(layer, rows))),
             ],
-            Err(why) => {
-                eprintln!(
-                    "ONNX Runtime is left out: {why}. Have a python3 with the package onnxruntime on PATH, or name the \
-                     library in ORT_DYLIB_PATH"
-                );
-                Vec::new()
-            }
+            Err(_) => Vec::new(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The program as a user runs it: what it prints, its exit codes, and a shipped copy of it.
 
+mod bench;
 #[path = "../../src/fetch.rs"]
 mod fetch;
 #[path = "../../src/minilm.rs"]

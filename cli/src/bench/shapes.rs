@@ -1,0 +1,165 @@
+//! Which layers compete: presets, the user's own shapes, and a checkpoint's.
+
+use crate::quantize;
+use fbgemm::{ModelFile, QuantizeOptions, join_name, quantize_checkpoint};
+use std::borrow::Cow;
+use std::path::Path;
+
+/// Shapes of well-known models.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Preset {
+    /// all-MiniLM-L6-v2, a sentence encoder
+    Minilm,
+    /// BERT-base
+    Bert,
+    /// One step of an LSTM of 512, and of 1024
+    Lstm,
+    /// Both towers of DLRM, as published for the Criteo Kaggle data
+    Dlrm,
+    /// Wide heads before a softmax: 10000 classes, and BERT's vocabulary
+    Softmax,
+}
+
+/// A layer, or several of one shape.
+pub struct Shape {
+    /// The preset or file it comes from.
+    pub source: String,
+    /// All of its names; generated ones have one, whatever `count` says.
+    pub names: Vec<String>,
+    /// How many layers the source has of it.
+    pub count: usize,
+    pub out_features: usize,
+    pub in_features: usize,
+    /// Weight, bias and the error of quantizing the weight, if it is a checkpoint's.
+    pub real: Option<(Vec<f32>, Vec<f32>, f64)>,
+}
+
+impl Preset {
+    /// Its layers.
+    pub fn shapes(self) -> Vec<Shape> {
+        let (source, layers): (_, &[(&str, usize, usize, usize)]) = match self {
+            Self::Minilm => {
+                ("MiniLM", &[("attention", 25, 384, 384), ("intermediate", 6, 1536, 384), ("output", 6, 384, 1536)])
+            }
+            Self::Bert => (
+                "BERT-base",
+                &[("attention", 49, 768, 768), ("intermediate", 12, 3072, 768), ("output", 12, 768, 3072)],
+            ),
+            // Four gates of as many outputs as the state has, from the input and from the state.
+            Self::Lstm => ("LSTM", &[("gates of 512", 2, 2048, 512), ("gates of 1024", 2, 4096, 1024)]),
+            Self::Dlrm => (
+                "DLRM",
+                &[
+                    ("bottom.0", 1, 512, 13),
+                    ("bottom.1, top.1", 2, 256, 512),
+                    ("bottom.2", 1, 64, 256),
+                    ("bottom.3", 1, 16, 64),
+                    ("top.0", 1, 512, 367),
+                    ("top.2", 1, 1, 256),
+                ],
+            ),
+            Self::Softmax => ("softmax", &[("10000 classes", 1, 10000, 512), ("BERT's words", 1, 30522, 768)]),
+        };
+        let shape = |&(name, count, out_features, in_features): &(&str, _, _, _)| Shape {
+            source: source.into(),
+            names: vec![name.into()],
+            count,
+            out_features,
+            in_features,
+            real: None,
+        };
+        layers.iter().map(shape).collect()
+    }
+}
+
+/// A shape of the user's own.
+pub fn own((out_features, in_features): (usize, usize)) -> Shape {
+    let names = vec![format!("{out_features}x{in_features}")];
+    Shape { source: "yours".to_string(), names, count: 1, out_features, in_features, real: None }
+}
+
+/// `OUTxIN`, as an argument.
+pub fn parse(text: &str) -> Result<(usize, usize), String> {
+    let (n, k) = text.split_once('x').ok_or("expected OUTxIN, such as 1536x384")?;
+    let number = |text: &str| text.parse::<usize>().map_err(|e| format!("{text:?}: {e}"));
+    let (n, k) = (number(n)?, number(k)?);
+    // As the library refuses them, but before memory is filled.
+    match n.checked_mul(k) {
+        Some(1..=0x7fff_ffff) => Ok((n, k)),
+        _ => Err("expected 1 to 2147483647 weights".to_string()),
+    }
+}
+
+/// What `fbgemm quantize` would quantize of a checkpoint; those of one shape together, with the first one's weight.
+pub fn model(path: &Path) -> Result<Vec<Shape>, String> {
+    let about = |e: fbgemm::Error| format!("{}: {e}", path.display());
+    let bytes = quantize::map(path)?;
+    let file = ModelFile::parse(&bytes).map_err(about)?;
+    let report = quantize_checkpoint(&file, &QuantizeOptions::new(), None, &mut |_, _| ()).map_err(about)?;
+    let source = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut shapes: Vec<Shape> = Vec::new();
+    for layer in report.quantized() {
+        let (out_features, in_features) = (layer.out_features, layer.in_features);
+        let same = |shape: &&mut Shape| (shape.out_features, shape.in_features) == (out_features, in_features);
+        if let Some(shape) = shapes.iter_mut().find(same) {
+            shape.names.push(layer.name.clone());
+            shape.count += 1;
+            continue;
+        }
+        let tensor = |part: &str| file.tensor_f32(&join_name(&layer.name, part)).map(|(_, values)| values);
+        let weight = tensor("weight").map_err(about)?;
+        let bias_name = join_name(&layer.name, "bias");
+        let has_bias = file.tensor_names().contains(&bias_name.as_str());
+        let bias = if has_bias { tensor("bias").map_err(about)? } else { vec![0.0; out_features] };
+        let error = layer.outcome.as_ref().map_or(0.0, |weight| weight.relative_error);
+        shapes.push(Shape {
+            source: source.to_string(),
+            names: vec![layer.name.clone()],
+            count: 1,
+            out_features,
+            in_features,
+            real: Some((weight, bias, error)),
+        });
+    }
+    Ok(shapes)
+}
+
+impl Shape {
+    /// Weight and bias: the checkpoint's, or made up.
+    pub fn values(&self) -> (Cow<'_, [f32]>, Cow<'_, [f32]>) {
+        if let Some((weight, bias, _)) = &self.real {
+            return (weight.into(), bias.into());
+        }
+        // About as initialized in PyTorch, so that outputs are about as large as inputs.
+        let mut weight = normal(self.out_features * self.in_features, 1);
+        let scale = 1.0 / (self.in_features as f32).sqrt();
+        weight.iter_mut().for_each(|w| *w *= scale);
+        (weight.into(), normal(self.out_features, 2).into())
+    }
+
+    /// How far int8's results may be off, relatively: the weight's own error is not the contender's fault.
+    pub fn tolerance(&self) -> f64 {
+        0.1 + self.real.as_ref().map_or(0.0, |(_, _, error)| 2.0 * error)
+    }
+}
+
+/// Normally distributed numbers, the same for the same seed.
+pub fn normal(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    // SplitMix64; the upper half, in (0, 1).
+    let mut uniform = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (((z ^ (z >> 31)) >> 32) as f32 + 0.5) / 4_294_967_296.0
+    };
+    let mut values = Vec::with_capacity(len + 1);
+    while values.len() < len {
+        // Box and Muller: two at a time.
+        let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f32::consts::TAU * uniform());
+        values.extend([radius * angle.cos(), radius * angle.sin()]);
+    }
+    values.truncate(len);
+    values
+}
