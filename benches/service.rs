@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench service`; `quick` after `--` for few repetitions, which checks results alone.
 
-use fbgemm::QuantizedLinear;
+use fbgemm::{InputScheme, QuantizedLinear};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,36 @@ fn split(repetitions: usize) {
             let shape = format!("{n}x{k}");
             let faster = a.as_secs_f64() / b.as_secs_f64();
             println!("{m:>5} {shape:>11} {parts:>6} {:>12.1} {:>12.1} {faster:>7.2}x", micros(a), micros(b));
+        }
+    }
+}
+
+/// Inputs quantized per row, and per tensor as PyTorch does, in turn.
+fn per_row(repetitions: usize) {
+    println!("\nInput per row against per tensor (medians of {repetitions}, in turn)");
+    println!("{:>5} {:>11} {:>14} {:>12} {:>8}", "rows", "out x in", "per tensor us", "per row us", "takes");
+    for (n, k) in [(64, 64), (384, 384), (384, 1536), (768, 768), (768, 3072), (3072, 768)] {
+        let tensor = layer(n, k);
+        let row = tensor.with_input(InputScheme::new().per_row());
+        for m in [1, 8, 32, 128] {
+            let input = numbers(m * k, 3);
+            let mut output = vec![0f32; m * n];
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            for i in 0..=repetitions {
+                let start = Instant::now();
+                (0..4).for_each(|_| tensor.forward_into(&input, &mut output).unwrap());
+                let middle = Instant::now();
+                (0..4).for_each(|_| row.forward_into(&input, &mut output).unwrap());
+                if i > 0 {
+                    a.push((middle - start) / 4);
+                    b.push(middle.elapsed() / 4);
+                }
+            }
+            let alone: Vec<f32> = row.forward(&input[..k]).unwrap();
+            assert!(alone.iter().zip(&output).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} rows of {n}x{k}");
+            let (a, b) = (median(a), median(b));
+            let takes = b.as_secs_f64() / a.as_secs_f64();
+            println!("{m:>5} {:>11} {:>14.1} {:>12.1} {takes:>7.2}x", format!("{n}x{k}"), micros(a), micros(b));
         }
     }
 }
@@ -133,5 +163,6 @@ fn main() {
     println!("FBGEMM uses {}.", fbgemm::cpu_support().expect("a CPU that FBGEMM supports"));
     first_calls();
     split(if quick { 3 } else { 101 });
+    per_row(if quick { 3 } else { 101 });
     throughput(Duration::from_millis(if quick { 20 } else { 500 }));
 }

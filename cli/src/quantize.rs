@@ -1,7 +1,7 @@
 //! `fbgemm quantize` and `fbgemm inspect`: checkpoints on disk.
 
 use crate::{Exit, table};
-use fbgemm::{ModelFile, QuantizeOptions, QuantizeReport, quantize_checkpoint};
+use fbgemm::{InputScheme, ModelFile, QuantizeOptions, QuantizeReport, WeightScheme, quantize_checkpoint};
 use indicatif::{ProgressBar, ProgressStyle};
 use memmap2::Mmap;
 use serde_json::{Value, json};
@@ -28,6 +28,19 @@ pub struct Quantize {
     /// Only layers with at least so many inputs and outputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_features: usize,
+    /// Seven bits for the weights: the same bits on every CPU
+    #[arg(long)]
+    reduced: bool,
+    /// A scale for each output of a layer, not one for all
+    #[arg(long)]
+    per_channel: bool,
+    /// Zero points of 0 for the weights
+    #[arg(long)]
+    symmetric: bool,
+    /// How the layers quantize their inputs: per_tensor, per_row, aten (as PyTorch's linear_dynamic), fixed SCALE
+    /// ZERO_POINT; and `reduced` behind it for seven bits, as "per_row reduced"
+    #[arg(long, value_name = "SCHEME", default_value = "per_tensor")]
+    input_scheme: InputScheme,
     /// Show what would be done, errors of the weights included, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -38,7 +51,12 @@ pub struct Quantize {
 
 /// Quantizes and prints the report.
 pub fn run(arguments: &Quantize) -> Exit {
+    let weights = WeightScheme::new();
+    let weights = if arguments.reduced { weights.reduced_range() } else { weights };
+    let weights = if arguments.per_channel { weights.per_channel() } else { weights };
+    let weights = if arguments.symmetric { weights.symmetric() } else { weights };
     let mut options = QuantizeOptions::new().min_features(arguments.min_features);
+    options = options.weights(weights).input(arguments.input_scheme);
     options = arguments.include.iter().fold(options, QuantizeOptions::include);
     options = arguments.exclude.iter().fold(options, QuantizeOptions::exclude);
     let output = arguments.output.as_deref().filter(|_| !arguments.dry_run);
@@ -96,7 +114,8 @@ fn as_json(report: &QuantizeReport, before: usize, after: Option<u64>) -> Value 
             "reason": layer.outcome.as_ref().err().map(ToString::to_string),
         })
     });
-    json!({"layers": layers.collect::<Vec<_>>(), "quantized": report.quantized().count(),
+    json!({"weights": report.weights.to_string(), "inputs": report.input.to_string(),
+        "layers": layers.collect::<Vec<_>>(), "quantized": report.quantized().count(),
         "file_bytes_before": before, "file_bytes_after": after})
 }
 
@@ -125,7 +144,8 @@ fn describe(file: &ModelFile, size: usize, as_json: bool) -> fbgemm::Result<Stri
         let layer = file.portable(name)?;
         let weight = layer.weight();
         let pairs = weight.out_features() * weight.in_features().div_ceil(2);
-        layers.push((name, layer.bias().is_some(), weight.saturating_pairs() as f64 / pairs as f64, layer));
+        let risk = if layer.input_scheme().is_reduced() { 0 } else { weight.saturating_pairs() };
+        layers.push((name, layer.bias().is_some(), risk as f64 / pairs as f64, layer));
     }
     let parts = ["weight", "scale", "zero_point", "col_offsets", "bias"];
     let of_layer = |layer| parts.map(|part| fbgemm::join_name(layer, part));
@@ -140,7 +160,7 @@ fn describe(file: &ModelFile, size: usize, as_json: bool) -> fbgemm::Result<Stri
         let layers = layers.iter().map(|(name, bias, saturating, layer)| {
             let w = layer.weight();
             json!({"layer": name, "out_features": w.out_features(), "in_features": w.in_features(),
-                "scale": w.scale(), "zero_point": w.zero_point(), "bias": bias, "saturating_share": saturating})
+                "scales": w.scales(), "zero_points": w.zero_points(), "input": layer.input_scheme().to_string(), "bias": bias, "saturating_share": saturating})
         });
         let others = others.iter().map(
             |(name, (dtype, shape, bytes))| json!({"tensor": name, "dtype": dtype, "shape": shape, "bytes": bytes}),
@@ -155,15 +175,16 @@ fn describe(file: &ModelFile, size: usize, as_json: bool) -> fbgemm::Result<Stri
         text += &format!("{key} = {value}\n");
     }
     if !layers.is_empty() {
-        let heading = ["layer in int8", "out x in", "scale", "zero point", "bias", "saturating"];
+        let heading = ["layer in int8", "out x in", "scale", "zero point", "input", "bias", "saturating"];
         let mut rows = vec![heading.map(String::from).to_vec()];
         for (name, bias, saturating, layer) in &layers {
             let w = layer.weight();
             rows.push(vec![
                 name.to_string(),
                 format!("{}x{}", w.out_features(), w.in_features()),
-                format!("{:.6e}", w.scale()),
-                w.zero_point().to_string(),
+                spread(w.scales(), |scale| format!("{scale:.3e}")),
+                spread(w.zero_points(), ToString::to_string),
+                layer.input_scheme().to_string(),
                 if *bias { "yes" } else { "no" }.to_string(),
                 format!("{:.3}%", 100.0 * saturating),
             ]);
@@ -179,6 +200,16 @@ fn describe(file: &ModelFile, size: usize, as_json: bool) -> fbgemm::Result<Stri
         text += &format!("\n{}", table::aligned(&rows, false));
     }
     Ok(text)
+}
+
+/// The one value, or the least and the greatest of a layer with one for each output.
+fn spread<T: PartialOrd>(values: &[T], show: impl Fn(&T) -> String) -> String {
+    let by = |a: &&T, b: &&T| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal);
+    match (values.iter().min_by(by), values.iter().max_by(by)) {
+        (Some(least), Some(greatest)) if values.len() > 1 => format!("{}..{}", show(least), show(greatest)),
+        (Some(one), _) => show(one),
+        _ => String::new(),
+    }
 }
 
 fn about(path: &Path, error: &fbgemm::Error) -> String {

@@ -87,6 +87,24 @@ fn inspect_shows_what_is_in_a_file() {
 }
 
 #[test]
+fn schemes_are_chosen_by_options_and_shown() {
+    let path = folder("quantize-schemes").join("int8.safetensors");
+    let file = path.to_str().unwrap();
+    let schemes = ["--reduced", "--per-channel", "--symmetric", "--input-scheme", "per_row"];
+    let made = fbgemm(&[&["quantize", &checkpoint(), file, "--include", "pooler.dense"], &schemes[..]].concat());
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    assert!(stdout(&made).contains("weights: 7 bits, per channel, symmetric; inputs: per_row"), "{}", stdout(&made));
+    let shown = stdout(&fbgemm(&["inspect", file]));
+    let line = shown.lines().find(|line| line.starts_with("pooler.dense")).unwrap();
+    assert!(line.contains("per_row") && line.contains("..") && line.contains("0.000%"), "{line}");
+    let answer: Value = serde_json::from_slice(&fbgemm(&["inspect", "--json", file]).stdout).unwrap();
+    assert_eq!(answer["quantized"][0]["scales"].as_array().unwrap().len(), 384);
+    let wrong = fbgemm(&["quantize", &checkpoint(), file, "--input-scheme", "per_column"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(stderr(&wrong).contains("the input scheme is \"per_column\""), "{}", stderr(&wrong));
+}
+
+#[test]
 fn a_dry_run_writes_nothing_and_bad_input_exits_with_2() {
     let folder = folder("quantize-refused");
     let dry = fbgemm(&["quantize", "--dry-run", &checkpoint()]);
