@@ -1,18 +1,25 @@
-"""Make the files in exported/: a small model written by examples/export.py, and what PyTorch computes with it.
+"""Make the files in exported/: small models written by examples/export.py, and what PyTorch computes with them.
 
     python make_exported.py        needs torch 2.14 (x86_64, a CPU with AVX-512 VNNI), numpy, safetensors
 
-model.safetensors             the model, see `Model`; metadata fbgemm_format
+model.safetensors             the model, see `model`; metadata fbgemm_format
 outputs-ISA.safetensors       LAYER/input and LAYER/output (F32) for each of its int8 layers: the output of
                               torch.fbgemm_linear_int8_weight with the file's tensors, FBGEMM limited to ISA by its own
                               variable; metadata format ("fbgemm-exported-1"), torch, cpu, fbgemm_isa
+dynamic.safetensors           a model that quantize_dynamic quantized, see `dynamic_model`; metadata fbgemm_format and,
+                              for each int8 layer, input:LAYER
+dynamic-outputs-ISA.safetensors
+                              the same as outputs-ISA.safetensors, by the quantized modules themselves; no differences
+                              between the ISAs, for their inputs have 7 bits
 
-The operation demands a bias: layers without one got zeros. That can change nothing but the sign of an output that is
-zero, and no output is. Each input has one row, the first, that saturates where the CPU has no VNNI.
+torch.fbgemm_linear_int8_weight demands a bias: layers without one got zeros. That can change nothing but the sign of an
+output that is zero, and no output is. Each input has one row, the first, that saturates (in model.safetensors) where
+the CPU has no VNNI.
 """
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -20,10 +27,12 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.ao import quantization
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "exported"
 MODEL = OUT / "model.safetensors"
+DYNAMIC = OUT / "dynamic.safetensors"
 ISAS = ("AVX2", "AVX512", "AVX512_E1")
 sys.path.insert(0, str(HERE.parent.parent / "examples"))
 warnings.simplefilter("ignore")  # the operations are deprecated
@@ -69,6 +78,67 @@ def model():
     return out
 
 
+def dynamic_model():
+    """Per tensor and per channel, symmetric weights (the defaults) and others, and one layer left in fp32."""
+    torch.manual_seed(22)
+    linear = torch.nn.Linear
+    layer_0 = folder(
+        attention=folder(query=linear(24, 24), value=linear(24, 24, bias=False)),
+        intermediate=linear(24, 67),
+        output=folder(dense=linear(67, 24), norm=torch.nn.LayerNorm(24)),
+    )
+    float_model = folder(
+        embeddings=folder(word=torch.nn.Embedding(31, 24)),
+        encoder=folder(layer=torch.nn.ModuleList([layer_0])),
+        pooler=linear(33, 19, bias=False),
+        head=linear(19, 1),
+        classifier=linear(19, 5),
+    )
+    with torch.no_grad():
+        for name in ("pooler", "encoder.layer.0.intermediate"):  # ranges far from symmetric
+            float_model.get_submodule(name).weight.add_(0.1)
+    inputs, weights = quantization.default_dynamic_qconfig.activation, quantization.default_weight_observer
+    affine = weights.with_args(qscheme=torch.per_tensor_affine)
+    affine_rows = quantization.default_per_channel_weight_observer.with_args(qscheme=torch.per_channel_affine)
+    qconfigs = {
+        "encoder.layer.0.attention.query": quantization.default_dynamic_qconfig,
+        "encoder.layer.0.attention.value": quantization.per_channel_dynamic_qconfig,
+        "encoder.layer.0.intermediate": quantization.QConfig(inputs, affine),
+        "encoder.layer.0.output.dense": quantization.per_channel_dynamic_qconfig,
+        "pooler": quantization.QConfig(inputs, affine_rows),
+        "head": quantization.per_channel_dynamic_qconfig,
+    }
+    return quantization.quantize_dynamic(float_model, qconfigs)
+
+
+def make_dynamic():
+    """The module and its state dict give the same file."""
+    from export import export
+
+    module = dynamic_model()
+    export(module, DYNAMIC, exclude=["classifier"])
+    with tempfile.TemporaryDirectory() as folder:
+        pickled, other = Path(folder, "state.pt"), Path(folder, "state.safetensors")
+        torch.save(module.state_dict(), pickled)
+        export(torch.load(pickled, weights_only=True), other)
+        assert DYNAMIC.read_bytes() == other.read_bytes()
+    stored, scales = load_file(DYNAMIC), {}
+    for name, layer in dynamic_layers(module).items():
+        scales[name] = stored[f"{name}.scale"].numel()
+        per_channel = layer.weight().qscheme() == torch.per_channel_affine
+        assert scales[name] == (layer.out_features if per_channel else 1), name
+        zero_points = stored[f"{name}.zero_point"]
+        assert (zero_points != 0).any() == (name in ("pooler", "encoder.layer.0.intermediate")), (name, zero_points)
+    with safe_open(DYNAMIC, "pt") as file:
+        assert file.metadata() == {"fbgemm_format": "2"} | {f"input:{name}": "aten reduced" for name in scales}
+    print(f"dynamic.safetensors: scales {scales}")
+
+
+def dynamic_layers(module):
+    kind = torch.ao.nn.quantized.dynamic.Linear
+    return {name: layer for name, layer in sorted(module.named_modules()) if type(layer) is kind}
+
+
 def make_outputs(isa):
     stored, outputs = load_file(MODEL), {}
     with safe_open(MODEL, "pt") as file:
@@ -86,9 +156,25 @@ def make_outputs(isa):
         y = torch.fbgemm_linear_int8_weight(x, weight, packed, col_offsets, scale.item(), zero_point.item(), bias)
         assert (y != 0).all(), name
         outputs |= {f"{name}/input": x, f"{name}/output": y}
+    save_outputs(outputs, "outputs", isa)
+
+
+def make_dynamic_outputs(isa):
+    stored, outputs = load_file(DYNAMIC), {}
+    rng = np.random.default_rng(23)
+    for name, layer in dynamic_layers(dynamic_model()).items():
+        assert torch.equal(layer.weight().int_repr(), stored[f"{name}.weight"]), name
+        x = rng.uniform(-0.5, 3, (int(rng.integers(2, 6)), layer.in_features)).astype(np.float32)
+        x = torch.from_numpy(x)
+        x[0] = 3
+        outputs |= {f"{name}/input": x, f"{name}/output": layer(x).detach()}
+    save_outputs(outputs, "dynamic-outputs", isa)
+
+
+def save_outputs(outputs, name, isa):
     meta = {"format": "fbgemm-exported-1", "torch": torch.__version__, "fbgemm_isa": isa}
     meta["cpu"] = torch.backends.cpu.get_cpu_capability()
-    save_file(outputs, OUT / f"outputs-{isa.lower()}.safetensors", metadata=meta)
+    save_file(outputs, OUT / f"{name}-{isa.lower()}.safetensors", metadata=meta)
 
 
 def check_outputs():
@@ -102,11 +188,17 @@ def check_outputs():
             assert differ[0], f"{name}: the saturating row does not saturate"
         else:
             assert torch.equal(avx2[name], vnni[name]), name
+    avx2, *others = (load_file(OUT / f"dynamic-outputs-{isa.lower()}.safetensors") for isa in ISAS)
+    for other in others:
+        assert avx2.keys() == other.keys()
+        for name in avx2:
+            assert torch.equal(avx2[name], other[name]), name
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         make_outputs(sys.argv[1])
+        make_dynamic_outputs(sys.argv[1])
         sys.exit()
     if "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
         sys.exit("this CPU has no AVX-512 VNNI: FBGEMM would ignore the limits")
@@ -114,6 +206,7 @@ if __name__ == "__main__":
 
     OUT.mkdir(exist_ok=True)
     export(model(), MODEL, exclude=["class*"])
+    make_dynamic()
     for isa in ISAS:  # FBGEMM reads the variable once: a process each
         limited = dict(os.environ, FBGEMM_ENABLE_INSTRUCTIONS=isa)
         subprocess.run([sys.executable, __file__, isa], env=limited, check=True)

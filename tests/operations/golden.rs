@@ -6,6 +6,11 @@ use crate::reference;
 
 /// Calls `check` with each case of each file whose arithmetic `wanted` accepts (pairs of products exact or not).
 fn for_each_case(wanted: impl Fn(bool) -> bool, mut check: impl FnMut(&Loaded, bool)) -> usize {
+    for_each_of("linear_int8_weight", wanted, |case, name, exact| check(&Loaded::new(case, name), exact))
+}
+
+/// Calls `check` with each case of this operator, its name for messages, and whether its pairs were exact.
+pub fn for_each_of(op: &str, wanted: impl Fn(bool) -> bool, mut check: impl FnMut(&Case, String, bool)) -> usize {
     let mut checked = 0;
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -20,8 +25,8 @@ fn for_each_case(wanted: impl Fn(bool) -> bool, mut check: impl FnMut(&Loaded, b
             continue;
         }
         for case in file.cases().unwrap() {
-            if case.op == "linear_int8_weight" {
-                check(&Loaded::new(&case, format!("{path:?} case {}", case.name)), exact);
+            if case.op == op {
+                check(&case, format!("{path:?} case {}", case.name), exact);
                 checked += 1;
             }
         }
@@ -167,4 +172,42 @@ fn in_doubles(min: f32, max: f32, qmin: i32, qmax: i32) -> i32 {
     let (min, max) = (f64::from(min.min(0.0)), f64::from(max.max(0.0)));
     let scale = (max - min) / f64::from(qmax - qmin);
     (f64::from(qmin) - min / scale).round_ties_even() as i32
+}
+
+#[test]
+fn every_stored_output_of_pytorchs_linear_dynamic_is_given_bit_for_bit() {
+    let here = fbgemm::cpu_support().unwrap().sums_pairs_exactly();
+    let mut told_apart = 0;
+    let checked = for_each_of(
+        "linear_dynamic",
+        |exact| exact == here,
+        |case, name, _| {
+            let (shape, data) = case.tensor::<i8>("q_weight").unwrap();
+            let [n, k] = shape[..] else { panic!("{name}") };
+            let scales: Vec<f32> = case.tensor::<f64>("scale").unwrap().1.iter().map(|&scale| scale as f32).collect();
+            let zero_points: Vec<i32> = case.tensor::<i64>("zero_point").unwrap().1.iter().map(|&z| z as i32).collect();
+            let rows = data.chunks(k).zip(zero_points.iter().cycle());
+            let offsets = rows.map(|(row, zero_point)| row.iter().map(|&q| i32::from(q) - zero_point).sum()).collect();
+            let weight = fbgemm::QuantizedWeight::from_channels(data, offsets, scales, zero_points, n, k).unwrap();
+            let packed = weight.pack().unwrap();
+            let input = case.tensor::<f32>("input").unwrap().1;
+            let bias = case.has("bias").then(|| case.tensor::<f32>("bias").unwrap().1);
+            let run = if case.flag("relu") { fbgemm::linear_relu_dynamic } else { fbgemm::linear_dynamic };
+            let output = run(&input, &weight, &packed, bias.as_deref(), case.flag("reduce_range")).unwrap();
+            let expected = bits(&case.tensor("output").unwrap().1);
+            assert_eq!(bits(&output), expected, "{name}");
+            // As a layer; and FBGEMM's own choice of parameters is another.
+            if !case.flag("relu") {
+                let layer = fbgemm::PortableLinear::new(weight, bias).unwrap().pack().unwrap();
+                let reduced = fbgemm::InputScheme::new();
+                let reduced = if case.flag("reduce_range") { reduced.reduced_range() } else { reduced };
+                let as_pytorch: Vec<f32> = layer.with_input(reduced.as_linear_dynamic()).forward(&input).unwrap();
+                assert_eq!(bits(&as_pytorch), expected, "{name}");
+                let as_fbgemm: Vec<f32> = layer.with_input(reduced).forward(&input).unwrap();
+                told_apart += usize::from(bits(&as_fbgemm) != expected);
+            }
+        },
+    );
+    assert!(checked >= 216, "only {checked} cases were made with this arithmetic");
+    assert!(told_apart >= 5, "the cases tell ATen's choice from FBGEMM's: {told_apart}");
 }
