@@ -1,9 +1,10 @@
-// The C++ half of the bridge: the FBGEMM calls that PyTorch's int8 linear operators make.
+// The C++ half of the bridge: the FBGEMM calls that PyTorch's int8 and fp16 linear operators make.
 //
 // Callers are src/ffi.rs alone, which has checked every length, dimension and pointer before.
 #pragma once
 
 #include <fbgemm/Fbgemm.h>
+#include <fbgemm/FbgemmFP16.h>
 #include <fbgemm/QuantUtils.h>
 
 #include <cstddef>
@@ -27,6 +28,12 @@ static void trycatch(Try&& attempt, Fail&& fail) noexcept try {
 
 namespace fbgemm_rs {
 
+/// Gives back the pages of a packed matrix.
+struct Unmap {
+  std::size_t bytes;
+  void operator()(std::int8_t* memory) const noexcept;
+};
+
 /// An int8 weight matrix, packed for the instruction set that FBGEMM uses in this process. Read-only once built.
 class PackedWeight {
  public:
@@ -41,15 +48,35 @@ class PackedWeight {
   const fbgemm::BlockingFactors& blocking() const noexcept { return blocking_; }
 
  private:
-  struct Free {
-    std::size_t bytes;
-    void operator()(std::int8_t* memory) const noexcept;
-  };
   fbgemm::BlockingFactors blocking_;
   std::size_t bytes_;
-  std::unique_ptr<std::int8_t, Free> memory_;
+  std::unique_ptr<std::int8_t, Unmap> memory_;
   // Mutable because fbgemmPacked takes a non-const reference, though it only reads.
   mutable fbgemm::PackBMatrix<std::int8_t> matrix_;
+};
+
+/// A weight matrix rounded to fp16 and packed for the instruction set that FBGEMM uses in this process. Read-only once
+/// built.
+class PackedWeightFp16 {
+ public:
+  /// `weight` has n rows of k, all finite.
+  PackedWeightFp16(const float* weight, std::int32_t n, std::int32_t k);
+  ~PackedWeightFp16();
+  PackedWeightFp16(const PackedWeightFp16&) = delete;
+  PackedWeightFp16& operator=(const PackedWeightFp16&) = delete;
+
+  const fbgemm::PackedGemmMatrixFP16& matrix() const noexcept { return matrix_; }
+
+ private:
+  /// How FBGEMM lays out a matrix of k by n: blocks of rows (the last one may be lower) and of columns.
+  struct Layout {
+    Layout(std::int32_t n, std::int32_t k);
+    std::int32_t rows, last_rows, columns, row_blocks, column_blocks, kernel_blocks;
+    std::uint64_t size;
+  };
+  PackedWeightFp16(const float* weight, std::int32_t n, std::int32_t k, const Layout& layout);
+  std::unique_ptr<std::int8_t, Unmap> memory_;
+  fbgemm::PackedGemmMatrixFP16 matrix_;
 };
 
 /// Whether FBGEMM supports this CPU. To be called before anything else: it initializes cpuinfo.
@@ -123,6 +150,16 @@ void quantize_input(
     const PackedWeight& weight,
     std::uint8_t* pack_buffer,
     std::int32_t* row_offsets);
+
+/// Padded to whole blocks, n × k must fit in 31 bits.
+std::unique_ptr<PackedWeightFp16> pack_fp16(
+    rust::Slice<const float> weight, std::int32_t n, std::int32_t k);
+std::size_t packed_bytes_fp16(const PackedWeightFp16& packed) noexcept;
+/// How many PackedWeightFp16 are alive in this process.
+std::size_t live_packed_weights_fp16() noexcept;
+/// output[m, n] = input[m, k] · weightᵀ.
+void linear_fp16(
+    rust::Slice<const float> input, std::int32_t m, const PackedWeightFp16& weight, rust::Slice<float> output);
 
 /// Throws what is not a std::exception: the test of the bridge's own catch.
 void throw_unusual();

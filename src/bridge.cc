@@ -13,6 +13,7 @@ namespace fbgemm_rs {
 namespace {
 
 std::atomic<std::size_t> live{0};
+std::atomic<std::size_t> live_fp16{0};
 
 // Pages of the matrix's own: its memory goes back to the system at once when it is freed, which the C library's
 // heap does not promise; and they are aligned for FBGEMM's widest kernels. FBGEMM's own allocator is not checked.
@@ -82,20 +83,50 @@ fbgemm::BlockingFactors choose_blocking(std::int32_t k) {
 
 }  // namespace
 
-void PackedWeight::Free::operator()(std::int8_t* memory) const noexcept {
+void Unmap::operator()(std::int8_t* memory) const noexcept {
   munmap(memory, bytes);
 }
 
 PackedWeight::PackedWeight(const std::int8_t* weight, std::int32_t n, std::int32_t k)
     : blocking_(choose_blocking(k)),
       bytes_(static_cast<std::size_t>(fbgemm::PackBMatrix<std::int8_t>::packedBufferSize(k, n, &blocking_))),
-      memory_(allocate(bytes_), Free{bytes_}),
+      memory_(allocate(bytes_), Unmap{bytes_}),
       matrix_(fbgemm::matrix_op_t::Transpose, k, n, weight, k, memory_.get(), /*groups=*/1, &blocking_) {
   live.fetch_add(1, std::memory_order_relaxed);
 }
 
 PackedWeight::~PackedWeight() {
   live.fetch_sub(1, std::memory_order_relaxed);
+}
+
+PackedWeightFp16::Layout::Layout(std::int32_t n, std::int32_t k) {
+  // FBGEMM's own choice, asked of the smallest matrix: its constructor for a whole one does not check its allocation.
+  const float one = 1.0f;
+  const fbgemm::PackedGemmMatrixFP16 smallest(fbgemm::matrix_op_t::Transpose, 1, 1, 1.0f, &one);
+  rows = smallest.blockRowSize();
+  columns = smallest.blockColSize();
+  kernel_blocks = smallest.kernelNumColBlocks();
+  row_blocks = (k + rows - 1) / rows;
+  last_rows = k - (row_blocks - 1) * rows;
+  column_blocks = (n + columns - 1) / columns;
+  size = std::uint64_t(rows) * row_blocks * columns * column_blocks;
+}
+
+PackedWeightFp16::PackedWeightFp16(const float* weight, std::int32_t n, std::int32_t k)
+    : PackedWeightFp16(weight, n, k, Layout(n, k)) {}
+
+PackedWeightFp16::PackedWeightFp16(const float* weight, std::int32_t n, std::int32_t k, const Layout& layout)
+    : memory_(
+          allocate(layout.size * sizeof(fbgemm::float16)), Unmap{layout.size * sizeof(fbgemm::float16)}),
+      matrix_(
+          k, n, layout.rows, layout.last_rows, layout.columns, layout.row_blocks, layout.column_blocks, layout.size,
+          layout.kernel_blocks, memory_.get()) {
+  matrix_.packFromSrc(fbgemm::matrix_op_t::Transpose, /*alpha=*/1.0f, weight);
+  live_fp16.fetch_add(1, std::memory_order_relaxed);
+}
+
+PackedWeightFp16::~PackedWeightFp16() {
+  live_fp16.fetch_sub(1, std::memory_order_relaxed);
 }
 
 bool supported_cpu() {
@@ -231,6 +262,27 @@ void quantize_input(
       packed_input.pack({row, std::min(blocking.MCB, m - row), column, std::min(blocking.KCB, k - column)});
     }
   }
+}
+
+std::unique_ptr<PackedWeightFp16> pack_fp16(
+    rust::Slice<const float> weight, std::int32_t n, std::int32_t k) {
+  return std::make_unique<PackedWeightFp16>(weight.data(), n, k);
+}
+
+std::size_t packed_bytes_fp16(const PackedWeightFp16& packed) noexcept {
+  // What FBGEMM pads the last block of rows with is reserved, and never touched: no memory.
+  const auto& matrix = packed.matrix();
+  return std::size_t(matrix.numRows()) * matrix.blockColSize() * matrix.numBcol() * sizeof(fbgemm::float16);
+}
+
+std::size_t live_packed_weights_fp16() noexcept {
+  return live_fp16.load(std::memory_order_relaxed);
+}
+
+void linear_fp16(
+    rust::Slice<const float> input, std::int32_t m, const PackedWeightFp16& weight, rust::Slice<float> output) {
+  fbgemm::cblas_gemm_compute(
+      fbgemm::matrix_op_t::NoTranspose, m, input.data(), weight.matrix(), /*beta=*/0.0f, output.data());
 }
 
 void throw_unusual() {

@@ -34,8 +34,8 @@ unsafe impl cxx::ExternType for TensorQuantizationParams {
 
 #[cxx::bridge(namespace = "fbgemm_rs")]
 mod bridge {
-    // SAFETY: the functions declared safe accept any argument of their Rust type: `pack` and `linear_int8`, which
-    // rely on more, are unsafe.
+    // SAFETY: the functions declared safe accept any argument of their Rust type: those that pack, unpack or compute,
+    // which rely on more, are unsafe.
     unsafe extern "C++" {
         include!("fbgemm/include/bridge.h");
 
@@ -47,6 +47,7 @@ mod bridge {
         #[namespace = "fbgemm"]
         type TensorQuantizationParams = super::TensorQuantizationParams;
         type PackedWeight;
+        type PackedWeightFp16;
 
         fn supported_cpu() -> Result<bool>;
         fn instruction_set() -> Result<InstructionSet>;
@@ -105,6 +106,14 @@ mod bridge {
             pack_buffer: *mut u8,
             row_offsets: *mut i32,
         ) -> Result<()>;
+        /// Unsafe: `weight` must have n × k elements, n × k, padded to whole blocks, must fit in 31 bits, and the CPU
+        /// must have AVX2.
+        unsafe fn pack_fp16(weight: &[f32], n: i32, k: i32) -> Result<UniquePtr<PackedWeightFp16>>;
+        fn packed_bytes_fp16(packed: &PackedWeightFp16) -> usize;
+        fn live_packed_weights_fp16() -> usize;
+        /// Unsafe: `input` must have m × k elements and `output` m × n, each in 31 bits, and FBGEMM must use the
+        /// instruction set that `weight` is packed for.
+        unsafe fn linear_fp16(input: &[f32], m: i32, weight: &PackedWeightFp16, output: &mut [f32]) -> Result<()>;
         #[allow(dead_code)] // only a test asks for it
         fn throw_unusual() -> Result<()>;
     }
@@ -198,6 +207,78 @@ impl Packed {
 
     pub(crate) fn live() -> usize {
         bridge::live_packed_weights()
+    }
+}
+
+/// The C++ object behind [`crate::PackedMatrixFp16`]; dropping it frees the packed memory.
+pub(crate) struct PackedFp16 {
+    handle: cxx::UniquePtr<bridge::PackedWeightFp16>,
+    out_features: usize,
+    in_features: usize,
+    isa: Isa,
+}
+
+// SAFETY: the C++ object owns its memory, has no link to the thread that made it, and frees it with `munmap`.
+unsafe impl Send for PackedFp16 {}
+// SAFETY: after its constructor nothing writes to the C++ object: `packed_bytes_fp16` and `linear_fp16` take it const,
+// and FBGEMM's cblas_gemm_compute only reads it, its scratchpad being each thread's own.
+unsafe impl Sync for PackedFp16 {}
+
+impl PackedFp16 {
+    /// Packs `weight`, `out_features` rows of `in_features`.
+    ///
+    /// # Panics
+    /// If the dimensions don't fit: [`crate::fp16`] has refused those with an error.
+    pub(crate) fn new(weight: &[f32], out_features: usize, in_features: usize, isa: Isa) -> Result<Self> {
+        let (n, k) = (dimension(out_features), dimension(in_features));
+        assert!(out_features.checked_mul(in_features) == Some(weight.len()) && n > 0 && k > 0);
+        // SAFETY: `weight` has n × k elements, checked above; the caller has checked that the padded matrix fits
+        // FBGEMM's 32-bit addressing; an `Isa` is only made after FBGEMM said that it supports the CPU.
+        let handle = unsafe { bridge::pack_fp16(weight, n, k) }.map_err(failed("PackedGemmMatrixFP16"))?;
+        Ok(Self { handle, out_features, in_features, isa })
+    }
+
+    /// `output` = `input` · weightᵀ; [`crate::fp16`] has checked that FBGEMM still uses the same instruction set.
+    ///
+    /// # Panics
+    /// If a length does not fit: [`crate::fp16`] has refused those with an error.
+    pub(crate) fn linear(&self, input: &[f32], output: &mut [f32]) -> Result<()> {
+        let rows = input.len() / self.in_features;
+        assert!(input.len() == rows * self.in_features && output.len() == rows * self.out_features);
+        for len in [input.len(), output.len()] {
+            dimension(len);
+        }
+        // FBGEMM steps beyond the last row by its own block, which must not leave 31 bits. It computes 120 rows at a
+        // time, so that this splits none of them.
+        const ROWS: usize = 120 << 20;
+        let parts = input.chunks(ROWS * self.in_features).zip(output.chunks_mut(ROWS * self.out_features));
+        for (input, output) in parts {
+            let rows = dimension(input.len() / self.in_features);
+            // SAFETY: input has rows × k elements and output rows × n, as both have as many rows, and these fit 31
+            // bits, all checked above; the instruction set is checked by the caller.
+            unsafe { bridge::linear_fp16(input, rows, &self.handle, output) }.map_err(failed("cblas_gemm_compute"))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    pub(crate) fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        bridge::packed_bytes_fp16(&self.handle)
+    }
+
+    pub(crate) fn live() -> usize {
+        bridge::live_packed_weights_fp16()
     }
 }
 
@@ -538,10 +619,13 @@ mod tests {
         }
         let weight = crate::quantize_weight(&[1.0, -1.0, 0.5, 0.25], 2, 2).unwrap();
         let packed = weight.pack().unwrap();
+        let fp16 = crate::pack_matrix_fp16(&[1.0, -1.0, 0.5, 0.25], 2, 2).unwrap();
         // SAFETY: this process runs one test in one thread, so nothing reads FBGEMM's global meanwhile.
         unsafe { force_isa(inst_set_t::avx2) };
         let error = crate::linear_int8_weight(&[1.0, 2.0], &weight, &packed, None).unwrap_err();
-        assert_eq!(error, Error::InstructionSetChanged { packed: before, now: Isa::Avx2 });
+        let changed = Error::InstructionSetChanged { packed: before, now: Isa::Avx2 };
+        assert_eq!(error, changed);
+        assert_eq!(crate::linear_fp16_weight(&[1.0, 2.0], &fp16, None).unwrap_err(), changed);
         let packed = weight.pack().unwrap();
         crate::linear_int8_weight(&[1.0, 2.0], &weight, &packed, None).unwrap();
     }
@@ -566,5 +650,10 @@ mod tests {
         let error = crate::pack_matrix(&weight, 1 << 15, 1 << 15).unwrap_err();
         assert_eq!(error, Error::Fbgemm { operation: "PackBMatrix", message: "std::bad_alloc".to_string() });
         assert_eq!(crate::PackedMatrix::live(), 0);
+        // A row is padded to 512 elements, so that this takes 2 GiB.
+        let error = crate::pack_matrix_fp16(&vec![1.0; 1 << 21], 1 << 21, 1).err();
+        let message = "std::bad_alloc".to_string();
+        assert_eq!(error, Some(Error::Fbgemm { operation: "PackedGemmMatrixFP16", message }));
+        assert_eq!(crate::PackedMatrixFp16::live(), 0);
     }
 }

@@ -1,5 +1,6 @@
 //! Case files: inputs and exact outputs of PyTorch's operators (format "fbgemm-cases-1").
 
+use fbgemm::Isa;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
 
@@ -48,6 +49,17 @@ impl<'a> CaseFile<'a> {
             Some("AVX2" | "AVX512" | "AVX512_256") => Some(false),
             _ => (self.metadata.get("cpu")? == "AVX2").then_some(false),
         }
+    }
+
+    /// Whether FBGEMM's fp16 kernels added up in the same order there as they do on `isa` (`None`: the file doesn't
+    /// tell).
+    pub fn fp16_sums_were_ordered_as_on(&self, isa: Isa) -> Option<bool> {
+        Some(match self.cpu()? {
+            "AVX2" => isa == Isa::Avx2,
+            "AVX512" | "AVX512_E1" => matches!(isa, Isa::Avx512 | Isa::Avx512Vnni),
+            "AVX512_256" | "AVX512_E1_256" => matches!(isa, Isa::Avx512Ymm | Isa::Avx512VnniYmm),
+            _ => return None,
+        })
     }
 
     /// The cases in order of their names.

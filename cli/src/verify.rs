@@ -2,6 +2,7 @@
 
 use crate::Exit;
 use crate::cases::{Case, CaseFile, Element};
+use fbgemm::Isa;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -75,27 +76,36 @@ fn print_report(report: &Value) {
     }
 }
 
-fn check_file(path: &Path, isa: fbgemm::Isa) -> Result<Value, String> {
+fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     let file = CaseFile::parse(&bytes)?;
+    let cases = file.cases()?;
     let mut notes = Vec::new();
     let made = file.cpu().unwrap_or("an unknown CPU");
-    // What decides the bits is whether FBGEMM's kernels clamp sums of two products.
-    match (file.pairs_were_exact(), isa.sums_pairs_exactly()) {
-        (Some(false), true) if std::env::var_os(LIMIT).is_none() => {
-            let mut report = in_limited_process(path, made)?;
-            report["notes"] =
-                json!([format!("made on {made}: FBGEMM was limited to it here, where it would use {isa}")]);
-            return Ok(report);
+    let of_fp16 = |case: &Case| case.op == "linear_fp16_weight";
+    // What decides the bits: whether FBGEMM's int8 kernels clamp sums of two products, and in which order its fp16
+    // kernels add up.
+    let pairs = file.pairs_were_exact().map(|exact| exact == isa.sums_pairs_exactly());
+    let order = file.fp16_sums_were_ordered_as_on(isa);
+    for (of_this, same, differ) in [
+        (cases.iter().any(|case| !of_fp16(case)), pairs, "sums that saturate without VNNI differ"),
+        (cases.iter().any(of_fp16), order, "fp16 weights' sums in another order differ in their last bits"),
+    ] {
+        match same {
+            _ if !of_this => {}
+            Some(false) if can_be(isa, made) && std::env::var_os(LIMIT).is_none() => {
+                let mut report = in_limited_process(path, made)?;
+                report["notes"] =
+                    json!([format!("made on {made}: FBGEMM was limited to it here, where it would use {isa}")]);
+                return Ok(report);
+            }
+            Some(false) => notes.push(format!("made on {made}, compared on {isa}: {differ}")),
+            None => notes.push(format!("made on {made}, compared on {isa}")),
+            Some(true) => {}
         }
-        (Some(exact), here) if exact != here => {
-            notes.push(format!("made on {made}, compared on {isa}: sums that saturate without VNNI differ"));
-        }
-        (None, _) => notes.push(format!("made on {made}, compared on {isa}")),
-        _ => {}
     }
     let mut ops: BTreeMap<String, Tally> = BTreeMap::new();
-    for case in file.cases()? {
+    for case in cases {
         let tally = ops.entry(case.op.clone()).or_default();
         match check_case(&case)? {
             None => tally.skipped += 1,
@@ -113,6 +123,18 @@ fn check_file(path: &Path, isa: fbgemm::Isa) -> Result<Value, String> {
         })
         .collect();
     Ok(json!({"file": path.display().to_string(), "notes": notes, "ops": ops}))
+}
+
+/// Whether FBGEMM, which uses `isa` here, can be limited to the lesser instruction set `made`.
+fn can_be(isa: Isa, made: &str) -> bool {
+    let lesser: &[&str] = match isa {
+        Isa::Avx2 => &[],
+        Isa::Avx512Vnni => &["AVX2", "AVX512", "AVX512_256", "AVX512_E1_256"],
+        Isa::Avx512 => &["AVX2", "AVX512_256"],
+        Isa::Avx512VnniYmm => &["AVX2", "AVX512", "AVX512_256"],
+        _ => &["AVX2"],
+    };
+    lesser.contains(&made)
 }
 
 /// This program's answer for one file with FBGEMM limited to a lesser instruction set.
@@ -138,6 +160,7 @@ fn check_case(case: &Case) -> Result<Option<Result<(), String>>, String> {
     match case.op.as_str() {
         "linear_int8_weight" => linear_int8_weight(case),
         "linear_dynamic" => linear_dynamic(case),
+        "linear_fp16_weight" => linear_fp16_weight(case),
         _ => Ok(None),
     }
 }
@@ -194,6 +217,26 @@ fn linear_dynamic(case: &Case) -> Result<Option<Result<(), String>>, String> {
         let output = run(&input, &weight, &packed, bias.as_deref(), case.flag("reduce_range"))?;
         output_shape.pop();
         output_shape.push(n);
+        Ok(same(case, "output", &output_shape, &output))
+    };
+    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
+}
+
+fn linear_fp16_weight(case: &Case) -> Result<Option<Result<(), String>>, String> {
+    if !case.has("output") {
+        return Ok(None);
+    }
+    let (shape, weight) = case.tensor::<f32>("weight")?;
+    let [n, k] = shape[..] else {
+        return Err(format!("case {:?}: weight has shape {shape:?}, expected 2 dimensions", case.name));
+    };
+    let (mut output_shape, input) = case.tensor::<f32>("input")?;
+    output_shape.pop();
+    output_shape.push(n);
+    let bias = if case.has("bias") { Some(case.tensor::<f32>("bias")?.1) } else { None };
+    let compare = || -> Result<Result<(), String>, fbgemm::Error> {
+        let packed = fbgemm::pack_matrix_fp16(&weight, n, k)?;
+        let output = fbgemm::linear_fp16_weight(&input, &packed, bias.as_deref())?;
         Ok(same(case, "output", &output_shape, &output))
     };
     Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))

@@ -121,6 +121,20 @@ fn calls_of_every_kind_allocate_nothing_in_steady_state() {
 }
 
 #[test]
+fn calls_with_fp16_weights_allocate_nothing_in_steady_state() {
+    let packed = fbgemm::pack_matrix_fp16(&[0.5; 100 * 600], 100, 600).unwrap();
+    let (input, mut output) = (vec![0.5f32; 130 * 600], vec![0f32; 130 * 100]);
+    let mut all = || {
+        for rows in [1, 7, 130, 0] {
+            let (input, output) = (&input[..rows * 600], &mut output[..rows * 100]);
+            fbgemm::linear_fp16_weight_into(input, &packed, Some(&[0.5; 100]), output).unwrap();
+        }
+    };
+    all();
+    assert_eq!(allocations(|| (0..20).for_each(|_| all())), 0);
+}
+
+#[test]
 fn smaller_calls_after_larger_ones_reuse_the_buffer() {
     let layer = QuantizedLinear::new(&[0.5; 96 * 64], None, 96, 64).unwrap();
     layer.warm_up(1..=40).unwrap();

@@ -6,6 +6,7 @@ linear_int8_weight.safetensors was made on a CPU with AVX2 alone. The others com
 AVX-512 VNNI, FBGEMM limited by its own variable; each file's metadata names the instruction set (fbgemm_isa):
     random-ISA.safetensors     make_cases.py's cases, another seed for each
     hazards-ISA.safetensors    one case for each trap of this operator family, see `hazards`
+    fp16-ISA.safetensors       the traps of fp16 weights, see `fp16_hazards`
 """
 import json
 import os
@@ -96,11 +97,86 @@ def hazards(rng):
     return out
 
 
+def fp16_hazards(rng, isa):
+    """(name, weight, input, bias) for each trap of fp16 weights."""
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    def case(name, m, k, n, weight=None, x=None, bias=None):
+        weight = normal(n, k) if weight is None else weight.astype(np.float32)
+        x = normal(m, k) if x is None else x.astype(np.float32)
+        return name, weight, x, normal(n) if bias is None else bias.astype(np.float32)
+
+    def weights_as_they_round(name, values):
+        """Each weight alone in its output, by an input of 1."""
+        values = np.array(values, np.float32)
+        return case(name, 1, 1, len(values), values.reshape(-1, 1), np.ones((1, 1)), np.zeros(len(values)))
+
+    halves = np.float32(2.0) ** -24
+    around = lambda x: [np.nextafter(np.float32(x), np.float32(0)), x, np.nextafter(np.float32(x), np.float32(1e9))]
+    out = [
+        weights_as_they_round("weights-beyond-65504", [65503, 65504, 65505, 65519.996, 65520, 65536, 1e6, 3.4e38, -65504, -65520, -1e6, -3.4e38]),
+        weights_as_they_round("ties-to-even", [s * (1 + (i + 0.5) / 1024) for i in range(8) for s in (1, -1)] + around(1 + 0.5 / 1024) + around(1 + 1.5 / 1024)),
+        weights_as_they_round("subnormal-halves", [s * i * halves / 2 for i in (1, 2, 3, 4, 5, 2045, 2046, 2047, 2048, 2049) for s in (1, -1)] + around(halves / 2) + around(halves * 1.5)),
+        weights_as_they_round("zeros-and-subnormal-floats", [0.0, -0.0, 1e-40, -1e-40, 1e-45, 1.1754944e-38, -1.1754944e-38]),
+        case("products-beyond-float", 3, 5, 4, normal(4, 5) * 6e4, normal(3, 5) * 1e36),
+        case("products-below-float", 3, 5, 4, normal(4, 5) * 1e-7, normal(3, 5) * 1e-40, -np.zeros(4)),
+        case("cancelling-bias", 5, 40, 9),
+        case("magnitudes-far-apart", 4, 33, 17, normal(17, 33) * 10.0 ** rng.integers(-6, 5, (17, 33)), normal(4, 33) * 10.0 ** rng.integers(-6, 7, (4, 33))),
+    ]
+    name, w, x, _ = out[-2]
+    out[-2] = (name, w, x, -(x @ w.T)[0].astype(np.float32))
+    x = normal(5, 12)
+    x[0, 3], x[1, 11], x[2, 0], x[3, 4], x[3, 5] = np.nan, np.inf, -np.inf, np.inf, -np.inf
+    out.append(case("nan-and-infinity-in-input", 5, 12, 18, x=x))
+    bias = normal(18)
+    bias[[0, 1, 17]] = np.nan, np.inf, -np.inf
+    out.append(case("nan-and-infinity-in-bias", 3, 12, 18, bias=bias))
+    # FBGEMM's groups of rows differ with the batch; those of one and of two rows have other sums on AVX2.
+    for m in (1, 2, 3, 7, 12, 13, 14, 31, 32):
+        out.append(case(f"batch-{m}", m, 7, 5))
+    out.append(case("batch-0", 0, 7, 5))
+    for k in (1, 5, 6, 9, 10):
+        out.append(case(f"in-features-{k}", 3, k, 3))
+        out.append(case(f"in-features-{k}-row-alone", 1, k, 3))
+        out.append(case(f"in-features-{k}-two-rows", 2, k, 3))
+    for n in (1, 15, 16, 17, 31, 32, 33, 65):
+        out.append(case(f"out-features-{n}", 3, 3, n))
+    if isa == "AVX512_E1":
+        return out  # the rest, which is large, has the bits of AVX512
+    for m in (121, 122):
+        out.append(case(f"batch-{m}", m, 7, 1))
+    # Blocks of 512: those of outputs that are full go on with the sum, the last one starts anew.
+    full = {"AVX2": 17, "AVX512": 33}[isa]
+    out.append(case(f"in-features-515-of-{full}", 1, 515, full))
+    for m, k in ((1, 512), (2, 513), (1, 1029)):
+        out.append(case(f"in-features-{k}-of-1", m, k, 1))
+    return out
+
+
+def make_fp16(out, isa):
+    import torch
+    from safetensors.torch import save_file
+
+    tensors, meta = {}, {"format": "fbgemm-cases-1", "torch": torch.__version__, "fbgemm_isa": isa,
+                         "cpu": torch.backends.cpu.get_cpu_capability()}
+    for name, w, x, b in fp16_hazards(np.random.default_rng(11), isa):
+        w, x, b = torch.from_numpy(w), torch.from_numpy(x), torch.from_numpy(b)
+        # A copy: PyTorch clamps the tensor that it is given.
+        y = torch.fbgemm_linear_fp16_weight(x, torch.fbgemm_pack_gemm_matrix_fp16(w.clone()), b)
+        case = {"weight": w, "input": x, "bias": b, "output": y}
+        tensors.update({f"{name}/{key}": value.contiguous() for key, value in case.items()})
+        meta[name] = json.dumps({"op": "linear_fp16_weight"})
+    save_file(tensors, str(out / f"fp16-{isa.lower()}.safetensors"), metadata=meta)
+    print(isa, len(tensors) // 4, "fp16 hazards")
+
+
 def make(out, isa):
     import torch
     from safetensors.torch import save_file
     import make_cases
 
+    make_fp16(out, isa)
     tensors, meta = make_cases.make("linear_int8_weight", SEEDS[isa], True)
     meta["fbgemm_isa"] = isa
     save_file(tensors, str(out / f"random-{isa.lower()}.safetensors"), metadata=meta)

@@ -174,8 +174,9 @@ fn every_operation_refuses_this_cpu() {
     refused(fbgemm::cpu_support().unwrap_err());
     refused(fbgemm::quantize_weight(&[1.0; 6], 2, 3).unwrap_err());
     refused(fbgemm::pack_matrix(&[1; 6], 3, 2).unwrap_err());
+    refused(fbgemm::pack_matrix_fp16(&[1.0; 6], 2, 3).unwrap_err());
     // A stored weight loads here, but can't be packed; so there is no packed matrix to run the operation with.
     let q = QuantizedWeight::from_parts(vec![1; 6], vec![3, 3], 1.0, 0, 2, 3).unwrap();
     refused(q.pack().unwrap_err());
-    assert_eq!(PackedMatrix::live(), 0);
+    assert_eq!((PackedMatrix::live(), fbgemm::PackedMatrixFp16::live()), (0, 0));
 }

@@ -60,6 +60,29 @@ fn verify_passes_pytorchs_cases_of_every_kind_of_cpu_that_this_one_can_be() {
     }
 }
 
+#[test]
+fn verify_passes_fp16_weights_of_every_kind_of_cpu_that_this_one_can_be() {
+    let info: Value = serde_json::from_slice(&fbgemm(&["info", "--json"]).stdout).unwrap();
+    let mut files = vec![(golden("fp16-avx2"), 49)];
+    if info["isa"] != "AVX2" {
+        files.extend([(golden("fp16-avx512"), 49), (golden("fp16-avx512_e1"), 43)]);
+    }
+    for (file, cases) in files {
+        let output = fbgemm(&["verify", &file]);
+        assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+        let line = format!("{file}: linear_fp16_weight: {cases} passed, 0 failed");
+        assert!(stdout(&output).lines().any(|l| l == line), "{line} in {}", stdout(&output));
+        // A limit of the caller's stays, and the differences are told.
+        if file.contains("avx512.") {
+            let output =
+                Command::new(PROGRAM).args(["verify", &file]).env("FBGEMM_ENABLE_INSTRUCTIONS", "AVX2").output();
+            let output = output.unwrap();
+            assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+            assert!(stdout(&output).contains("compared on AVX2: fp16 weights' sums"), "{}", stdout(&output));
+        }
+    }
+}
+
 /// A copy of a case file, changed: tensors by `change`, metadata by `rename`.
 fn altered(to: &Path, change: impl Fn(&str, &mut Vec<u8>), rename: impl Fn(&mut HashMap<String, String>)) -> String {
     let bytes = std::fs::read(golden("hazards-avx2")).unwrap();

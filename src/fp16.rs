@@ -1,0 +1,176 @@
+//! The operation with weights in half precision: float in, float out, fp16 weights in between.
+
+use crate::linear::{check_lengths, rows};
+use crate::range::finite_range;
+use crate::{Error, Isa, Result, cpu_support, ffi};
+
+/// A weight matrix in half precision (fp16), in the layout that FBGEMM's kernels read on this CPU, as PyTorch's
+/// `fbgemm_pack_gemm_matrix_fp16` makes it.
+///
+/// The layout depends on the CPU, so this type can't be serialized: store the weight and pack it where it is used. One
+/// handle serves any number of threads (`Send + Sync`; operations only read it), and dropping it frees the memory.
+///
+/// ```
+/// fn shared_by_threads<T: Send + Sync>() {}
+/// shared_by_threads::<fbgemm::PackedMatrixFp16>();
+/// ```
+///
+/// ```compile_fail,E0277
+/// fn stored<T: serde::Serialize>() {}
+/// stored::<fbgemm::PackedMatrixFp16>();
+/// ```
+pub struct PackedMatrixFp16(ffi::PackedFp16);
+
+impl PackedMatrixFp16 {
+    /// The number of outputs of the layer.
+    pub fn out_features(&self) -> usize {
+        self.0.out_features()
+    }
+
+    /// The number of inputs of the layer.
+    pub fn in_features(&self) -> usize {
+        self.0.in_features()
+    }
+
+    /// The instruction set that it was packed for.
+    pub fn isa(&self) -> Isa {
+        self.0.isa()
+    }
+
+    /// The packed matrix's size in memory in bytes: two per weight, `out_features` padded to whole blocks of 16 or 32.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    /// How many fp16 matrices are alive in this process: a gauge for a service that loads and drops models.
+    pub fn live() -> usize {
+        ffi::PackedFp16::live()
+    }
+}
+
+impl std::fmt::Debug for PackedMatrixFp16 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PackedMatrixFp16")
+            .field("out_features", &self.out_features())
+            .field("in_features", &self.in_features())
+            .field("isa", &self.isa())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Rounds a weight matrix to half precision and packs it for the CPU it runs on: PyTorch's
+/// `fbgemm_pack_gemm_matrix_fp16`.
+///
+/// `weight` is float, row-major, `out_features` rows of `in_features` (as PyTorch's `nn.Linear.weight`). Each value is
+/// clamped to ±65504, the largest of its kind, and rounded to fp16, ties to even; below 6.1e-5 the steps stay 2⁻²⁴ wide
+/// (subnormals). PyTorch also clamps the tensor that it was given, where it lies; here `weight` stays as it is.
+///
+/// ```
+/// let packed = fbgemm::pack_matrix_fp16(&[0.5, -1.0, 0.25, 1.5, 1e6, -0.5], 2, 3)?; // 2 outputs, 3 inputs
+/// assert_eq!((packed.out_features(), packed.in_features()), (2, 3));
+/// let y = fbgemm::linear_fp16_weight(&[0.0, 1.0, 0.0], &packed, None)?;
+/// assert_eq!(y, [-1.0, 65504.0]);
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::ZeroDimension`], [`Error::WrongLength`]; [`Error::TooLarge`] from 2³¹ elements, `in_features` padded to a
+/// multiple of 512 and `out_features` of 32; [`Error::NotFinite`] for a NaN or infinite weight (PyTorch takes them for
+/// ±65504); [`Error::Fbgemm`] where memory runs out; and those of [`cpu_support`].
+pub fn pack_matrix_fp16(weight: &[f32], out_features: usize, in_features: usize) -> Result<PackedMatrixFp16> {
+    let isa = cpu_support()?;
+    check_length(weight.len(), out_features, in_features)?;
+    finite_range(weight, "weight", isa)?;
+    Ok(PackedMatrixFp16(ffi::PackedFp16::new(weight, out_features, in_features, isa)?))
+}
+
+/// `input · weightᵀ + bias` with fp16 weights through FBGEMM's fp16 GEMM, bit-identical to PyTorch's
+/// `fbgemm_linear_fp16_weight`.
+///
+/// `input` is float, row-major, any number of rows of `in_features`; the result has as many rows of `out_features`.
+/// `bias` has `out_features` elements, or is `None` for a layer without. No rows give an empty result.
+///
+/// Weights widen to float exactly, and products are added in float by fused multiply-adds, in order of `in_features`;
+/// then the bias is added, rounded by itself. With 512-bit registers
+/// ([`Isa::Avx512`], [`Isa::Avx512Vnni`]) a row's result doesn't depend on the rows it comes with. With 256-bit ones
+/// the last one or two rows of some batches are added up in two or four partial sums, so that a row's result can differ
+/// in its last bits from the same row's in another batch, as in PyTorch. From 513 `in_features` on, the outputs of the
+/// last block of 16 or 32, where it is not full, get one sum per 512 inputs: kinds of CPU can differ there, too.
+///
+/// NaN and infinity in `input` and `bias` go through to the outputs by the rules of float arithmetic; where several
+/// NaNs meet, which one's bits come out is not promised.
+///
+/// ```
+/// let packed = fbgemm::pack_matrix_fp16(&[0.5, -1.0, 0.25, 1.5, 0.1, -0.5], 2, 3)?;
+/// let y = fbgemm::linear_fp16_weight(&[1.0, 2.0, 3.0], &packed, Some(&[0.25, 0.0]))?;
+/// let tenth = 0.0999755859375; // 0.1 in fp16
+/// assert_eq!(y, [1.0 * 0.5 - 2.0 * 1.0 + 3.0 * 0.25 + 0.25, 1.0 * 1.5 + 2.0 * tenth - 3.0 * 0.5]);
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::PartialRow`] or [`Error::WrongLength`] for lengths that don't fit the weight; [`Error::TooLarge`] from
+/// 2³¹ elements of input or output; [`Error::InstructionSetChanged`]; and those of [`cpu_support`].
+pub fn linear_fp16_weight(input: &[f32], packed: &PackedMatrixFp16, bias: Option<&[f32]>) -> Result<Vec<f32>> {
+    let rows = rows(input.len(), packed.out_features(), packed.in_features())?;
+    let mut output = vec![0.0; rows * packed.out_features()];
+    linear_fp16_weight_into(input, packed, bias, &mut output)?;
+    Ok(output)
+}
+
+/// [`linear_fp16_weight`] into the caller's buffer, which has rows × `out_features` elements. This allocates nothing
+/// but, on a thread's first call, FBGEMM's own buffer of 1 MiB, which the thread keeps to its end.
+///
+/// ```
+/// let packed = fbgemm::pack_matrix_fp16(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], 2, 3)?;
+/// let mut output = [0.0; 4];
+/// fbgemm::linear_fp16_weight_into(&[1.0, 2.0, 3.0, -1.0, 0.0, 1.0], &packed, None, &mut output)?;
+/// assert_eq!(output, [-0.75, 0.0, -0.25, -2.0]);
+/// # Ok::<(), fbgemm::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`linear_fp16_weight`], and [`Error::WrongLength`] for the output. On an error the output is as it was, unless
+/// FBGEMM itself failed ([`Error::Fbgemm`]).
+pub fn linear_fp16_weight_into(
+    input: &[f32],
+    packed: &PackedMatrixFp16,
+    bias: Option<&[f32]>,
+    output: &mut [f32],
+) -> Result<()> {
+    let now = cpu_support()?;
+    let rows = rows(input.len(), packed.out_features(), packed.in_features())?;
+    if packed.isa() != now {
+        return Err(Error::InstructionSetChanged { packed: packed.isa(), now });
+    }
+    check_lengths(bias, output, rows, packed.out_features())?;
+    packed.0.linear(input, output)?;
+    if let Some(bias) = bias {
+        for row in output.chunks_exact_mut(packed.out_features()) {
+            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    }
+    Ok(())
+}
+
+/// Checks a matrix's dimensions: none 0, the length right, and, padded as any CPU's kernels pad it, within FBGEMM's
+/// 32-bit addressing.
+fn check_length(given: usize, out_features: usize, in_features: usize) -> Result<()> {
+    /// FBGEMM's blocks: 512 rows of its matrix, which is ours transposed, and 16 or 32 columns.
+    const BLOCK: (usize, usize) = (32, 512);
+    const LIMIT: usize = i32::MAX as usize;
+    for (what, size) in [("out_features", out_features), ("in_features", in_features)] {
+        if size == 0 {
+            return Err(Error::ZeroDimension { what });
+        }
+    }
+    let padded = out_features
+        .checked_next_multiple_of(BLOCK.0)
+        .zip(in_features.checked_next_multiple_of(BLOCK.1))
+        .and_then(|(rows, columns)| rows.checked_mul(columns));
+    if padded.is_none_or(|elements| elements > LIMIT) {
+        return Err(Error::TooLarge { what: "weight", rows: out_features, columns: in_features, limit: LIMIT });
+    }
+    let expected = out_features * in_features;
+    if given == expected { Ok(()) } else { Err(Error::WrongLength { what: "weight", given, expected }) }
+}
