@@ -131,8 +131,8 @@ def find_dynamic(modules):
         elif any(kind.startswith(OTHER_INT8) and "functional_modules" not in kind for kind in kinds):
             raise ExportError(
                 f"{name or 'the module'} is a {kinds[0]}: of PyTorch's own quantized modules, only those that "
-                "quantize_dynamic makes of nn.Linear can be exported (quantize_dynamic(model, {nn.Linear})). Export the "
-                "float model that it was made from, or leave this layer out when you quantize."
+                "quantize_dynamic makes of nn.Linear can be exported (quantize_dynamic(model, {nn.Linear})). Leave "
+                "this layer out when you quantize, or export the float model that it was made from."
             )
     return found
 
@@ -141,7 +141,8 @@ def dynamic_version(name, layer):
     """The version of the layer's state; of a traced layer, which has forgotten it, one that computes the same."""
     if hasattr(layer, "version") or not isinstance(layer, torch.jit.ScriptModule):
         return getattr(layer, "version", None)
-    calls = layer.graph.findAllNodes("quantized::linear_dynamic") if hasattr(layer, "forward") else []
+    graph = layer.inlined_graph if hasattr(layer, "forward") else None  # named: its nodes don't keep it alive
+    calls = graph.findAllNodes("quantized::linear_dynamic") if graph else []
     reduced = {call.inputsAt(2).toIValue() for call in calls if len(list(call.inputs())) == 3}
     if len(calls) == 0 or reduced not in ({True}, {False}):
         raise ExportError(f"layer {name or '(the module)'}: its TorchScript doesn't tell how it quantizes its input")
@@ -151,6 +152,7 @@ def dynamic_version(name, layer):
 def find_dynamic_states(state):
     """The same from a state dict."""
     found = {}
+    versions = getattr(state, "_metadata", {})
     for key, value in state.items():
         if not isinstance(key, str):
             raise ExportError(f"this is no state dict: among its keys is {key!r}, which is no name")
@@ -159,16 +161,16 @@ def find_dynamic_states(state):
         if key != PACKED and not key.endswith(f".{PACKED}"):
             continue
         name = key.removesuffix(PACKED).removesuffix(".")
-        version = getattr(state, "_metadata", {}).get(name, {}).get("version")
-        if version is None:
+        version, shown = versions.get(name, {}).get("version"), name or "(the module)"
+        if type(version) is not int:
             raise ExportError(
-                f"layer {name or '(the module)'}: the state dict doesn't say which version of the layer it has, so that "
-                "PyTorch couldn't load it either. Save what state_dict() returns, not a copy (its _metadata gets lost)."
+                f"layer {shown}: the state dict doesn't say which version of the layer it has, so that PyTorch "
+                "couldn't load it either. Save what state_dict() returns, not a copy (its _metadata gets lost)."
             )
         if version < DYNAMIC_VERSION:
             raise ExportError(
-                f"layer {name or '(the module)'} has the version {version} of its state: it is no layer that "
-                "quantize_dynamic made, or was saved before PyTorch 1.6"
+                f"layer {shown} has the version {version} of its state: it is no layer that quantize_dynamic made, or "
+                "an old PyTorch saved it. Export the module."
             )
         if type(value) is not tuple or len(value) != 2:
             raise ExportError(f"{key} is no pair of a weight and a bias")
