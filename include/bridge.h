@@ -154,6 +154,8 @@ void quantize_input(
 /// Padded to whole blocks, n × k must fit in 31 bits.
 std::unique_ptr<PackedWeightFp16> pack_fp16(
     rust::Slice<const float> weight, std::int32_t n, std::int32_t k);
+/// `to` has n rows of k: what was packed, each value widened exactly.
+void unpack_fp16(const PackedWeightFp16& packed, rust::Slice<float> to);
 std::size_t packed_bytes_fp16(const PackedWeightFp16& packed) noexcept;
 /// How many PackedWeightFp16 are alive in this process.
 std::size_t live_packed_weights_fp16() noexcept;

@@ -269,6 +269,15 @@ std::unique_ptr<PackedWeightFp16> pack_fp16(
   return std::make_unique<PackedWeightFp16>(weight.data(), n, k);
 }
 
+void unpack_fp16(const PackedWeightFp16& packed, rust::Slice<float> to) {
+  const auto& matrix = packed.matrix();
+  for (int n = 0; n < matrix.numCols(); ++n) {
+    for (int k = 0; k < matrix.numRows(); ++k) {
+      to[static_cast<std::size_t>(n) * matrix.numRows() + k] = fbgemm::cpu_half2float(matrix(k, n));
+    }
+  }
+}
+
 std::size_t packed_bytes_fp16(const PackedWeightFp16& packed) noexcept {
   // What FBGEMM pads the last block of rows with is reserved, and never touched: no memory.
   const auto& matrix = packed.matrix();

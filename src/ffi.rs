@@ -109,6 +109,8 @@ mod bridge {
         /// Unsafe: `weight` must have n × k elements, n × k, padded to whole blocks, must fit in 31 bits, and the CPU
         /// must have AVX2.
         unsafe fn pack_fp16(weight: &[f32], n: i32, k: i32) -> Result<UniquePtr<PackedWeightFp16>>;
+        /// Unsafe: `to` must have n × k elements.
+        unsafe fn unpack_fp16(packed: &PackedWeightFp16, to: &mut [f32]) -> Result<()>;
         fn packed_bytes_fp16(packed: &PackedWeightFp16) -> usize;
         fn live_packed_weights_fp16() -> usize;
         /// Unsafe: `input` must have m × k elements and `output` m × n, each in 31 bits, and FBGEMM must use the
@@ -236,6 +238,14 @@ impl PackedFp16 {
         // FBGEMM's 32-bit addressing; an `Isa` is only made after FBGEMM said that it supports the CPU.
         let handle = unsafe { bridge::pack_fp16(weight, n, k) }.map_err(failed("PackedGemmMatrixFP16"))?;
         Ok(Self { handle, out_features, in_features, isa })
+    }
+
+    /// The weight again, widened to float.
+    pub(crate) fn unpack(&self) -> Result<Vec<f32>> {
+        let mut weight = vec![0.0; self.out_features() * self.in_features()];
+        // SAFETY: `weight` has n × k elements.
+        unsafe { bridge::unpack_fp16(&self.handle, &mut weight) }.map_err(failed("PackedGemmMatrixFP16"))?;
+        Ok(weight)
     }
 
     /// `output` = `input` · weightᵀ; [`crate::fp16`] has checked that FBGEMM still uses the same instruction set.

@@ -4,12 +4,14 @@
 //! where each output has its own), `x.zero_point` (I32, as many), `x.col_offsets` (I32, \[out_features\]) and, if it has
 //! one, `x.bias` (F32, \[out_features\]). All else is as in an fp32 checkpoint. The metadata has `fbgemm_format`, the
 //! layout's version, and, where a layer's input is not quantized per tensor, `input:x`, an `InputScheme` in words.
-//! Version 2 has more than one scale or such an input; a file without either is written as version 1.
+//! A layer with its weight in fp16 is `x.weight` (F16) and `x.bias` (F32), as in an fp16 checkpoint, and `fp16:x` = `1`
+//! in the metadata. Version 2 has more than one scale, or such an input or weight; a file without any of them is
+//! written as version 1.
 
 use crate::model::{Chooser, Skipped, join_name};
 use crate::{
-    Error, InputScheme, LayerReport, Linear, LinearModules, PortableLinear, QuantizeOptions, QuantizeReport,
-    QuantizedLinear, QuantizedWeight, Result, WeightReport, cpu_support, quantize_weight_as,
+    Error, HalfLinear, InputScheme, LayerReport, Linear, LinearModules, PortableLinear, QuantizeOptions,
+    QuantizeReport, QuantizedLinear, QuantizedWeight, Result, WeightReport, cpu_support, quantize_weight_as,
 };
 use safetensors::tensor::{Dtype, SafeTensors, TensorInfo, TensorView};
 use std::borrow::Cow;
@@ -25,6 +27,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const FORMAT: u32 = 2;
 /// Before a layer's name: its input scheme's key in the metadata.
 const INPUT_KEY: &str = "input:";
+/// Before a layer's name: the key of one with its weight in fp16.
+const FP16_KEY: &str = "fp16:";
 /// Its place in the file's metadata.
 const FORMAT_KEY: &str = "fbgemm_format";
 
@@ -118,6 +122,10 @@ impl<'a> ModelFile<'a> {
             }
             let (out_features, in_features) = self.shape(name)?;
             let (_, weight) = self.tensor_f32(&join_name(name, "weight"))?;
+            if self.is_half(name) {
+                let bias = self.bias(name)?;
+                return HalfLinear::new(&weight, bias.as_deref(), out_features, in_features).map(Linear::Half);
+            }
             Linear::new(weight, self.bias(name)?, out_features, in_features)
         };
         read().map_err(|e: Error| e.in_layer(name))
@@ -161,6 +169,15 @@ impl<'a> ModelFile<'a> {
     fn layer_bytes(&self, name: &str) -> usize {
         let parts = ["weight", "scale", "zero_point", "col_offsets", "bias"];
         parts.iter().filter_map(|part| Some(self.tensors.tensor(&join_name(name, part)).ok()?.data().len())).sum()
+    }
+
+    /// Names of the layers with their weights in fp16, in order.
+    pub fn half_layers(&self) -> impl Iterator<Item = &str> {
+        self.metadata.keys().filter_map(|key| key.strip_prefix(FP16_KEY))
+    }
+
+    fn is_half(&self, name: &str) -> bool {
+        self.metadata.contains_key(&format!("{FP16_KEY}{name}"))
     }
 
     fn is_quantized(&self, name: &str) -> bool {
@@ -423,8 +440,10 @@ pub fn save_linear_modules(
     }
     let (mut unloaded, mut metadata) = (None, BTreeMap::new());
     model.visit_linear("", &mut |name, layer| {
-        if let Linear::Int8(layer) = layer {
-            note_input(&mut metadata, name, layer.input_scheme());
+        match layer {
+            Linear::Int8(layer) => note_input(&mut metadata, name, layer.input_scheme()),
+            Linear::Half(_) => drop(metadata.insert(format!("{FP16_KEY}{name}"), "1".to_string())),
+            _ => {}
         }
         let (n, k, bias) = (layer.out_features(), layer.in_features(), layer.bias());
         parts.push(match layer {
@@ -441,6 +460,9 @@ pub fn save_linear_modules(
                     let (weight, bias) = layer.to_portable()?.into_weight_and_bias();
                     Ok(quantized_bytes(weight, bias.as_deref()))
                 })
+            }
+            Linear::Half(layer) => {
+                Part::new(half_tensors(name, n, k, bias.is_some()), || Ok(half_bytes(&layer.weight()?, layer.bias())))
             }
             Linear::Unloaded { .. } => return unloaded = unloaded.take().or(Some(name.to_string())),
         });
@@ -471,6 +493,19 @@ impl<'a> Part<'a> {
     fn new(tensors: Vec<(String, Dtype, Vec<usize>)>, bytes: impl FnOnce() -> Result<Vec<Cow<'a, [u8]>>> + 'a) -> Self {
         Self { tensors, bytes: Box::new(bytes) }
     }
+}
+
+/// The tensors of a layer in fp16, and, in the same order, their bytes.
+fn half_tensors(name: &str, n: usize, k: usize, has_bias: bool) -> Vec<(String, Dtype, Vec<usize>)> {
+    let mut tensors = vec![(join_name(name, "weight"), Dtype::F16, vec![n, k])];
+    tensors.extend(has_bias.then(|| (join_name(name, "bias"), Dtype::F32, vec![n])));
+    tensors
+}
+
+fn half_bytes<'a>(weight: &[f32], bias: Option<&[f32]>) -> Vec<Cow<'a, [u8]>> {
+    let mut bytes: Vec<Cow<[u8]>> = vec![le_bytes(weight, |w| half::f16::from_f32(w).to_le_bytes()).into()];
+    bytes.extend(bias.map(|bias| Cow::from(le_bytes(bias, f32::to_le_bytes))));
+    bytes
 }
 
 /// The tensors of a quantized layer, and, in the same order, their bytes.
@@ -528,7 +563,7 @@ fn write(
         }
     }
     let channels = |(name, _, shape): &(String, Dtype, Vec<usize>)| layer_of(name, "scale").is_some() && shape != &[1];
-    let of_version_2 = metadata.keys().any(|key| key.starts_with(INPUT_KEY))
+    let of_version_2 = metadata.keys().any(|key| key.starts_with(INPUT_KEY) || key.starts_with(FP16_KEY))
         || parts.iter().any(|part| part.tensors[0].1 == Dtype::I8 && part.tensors.iter().any(channels));
     let version = if of_version_2 { FORMAT } else { 1 };
     metadata.insert(FORMAT_KEY.to_string(), version.to_string());
@@ -628,7 +663,7 @@ pub fn quantize_checkpoint(
         let mut against = chooser.reason_against(name, n, k);
         if against.is_none() && is_embedding(name) && !options.names_exactly(name) {
             against = Some(Skipped::Embedding);
-        } else if file.is_quantized(name) {
+        } else if file.is_quantized(name) || file.is_half(name) {
             against = Some(Skipped::AlreadyQuantized);
         }
         if against.is_none() {
@@ -659,11 +694,27 @@ pub fn quantize_checkpoint(
             let ((n, k), bias) = (file.shape(name)?, file.bias(name).map_err(|e| e.in_layer(name))?);
             crate::weight::check_length("weight", tensor.shape().iter().product(), n, k)
                 .map_err(|e| e.in_layer(name))?;
-            let tensors = quantized_tensors(name, n, k, scheme.channels(n), bias.is_some());
-            note_input(&mut metadata, name, options.input);
+            let (tensors, fp16) = if options.fp16 {
+                metadata.insert(format!("{FP16_KEY}{name}"), "1".to_string());
+                (half_tensors(name, n, k, bias.is_some()), true)
+            } else {
+                note_input(&mut metadata, name, options.input);
+                (quantized_tensors(name, n, k, scheme.channels(n), bias.is_some()), false)
+            };
             let reports = &reports;
             parts.push(Part::new(tensors, move || {
                 let (_, weight) = file.tensor_f32(full)?;
+                if fp16 {
+                    // Rounded by FBGEMM itself, as the layer will be.
+                    let half = HalfLinear::new(&weight, None, n, k).map_err(|e| e.in_layer(name))?;
+                    let rounded = half.weight()?;
+                    let bytes = half_bytes(&rounded, bias.as_deref());
+                    if let Some(layer) = reports.borrow_mut().get_mut(name) {
+                        layer.bytes_after = bytes.iter().map(|bytes| bytes.len()).sum();
+                        layer.outcome = Ok(WeightReport::of_rounded(&weight, &rounded));
+                    }
+                    return Ok(bytes);
+                }
                 let quantized = quantize_weight_as(&weight, n, k, scheme).map_err(|e| e.in_layer(name))?;
                 let about = WeightReport::of(&weight, &quantized).with_input(options.input);
                 let bytes = quantized_bytes(quantized, bias.as_deref());

@@ -31,7 +31,7 @@ pub use error::{Error, Result};
 pub use fbgemm_derive::LinearModules;
 #[cfg(feature = "safetensors")]
 pub use file::{ModelFile, PlainTensor, load_linear_modules, quantize_checkpoint, save_linear_modules};
-pub use fp16::{PackedMatrixFp16, linear_fp16_weight, linear_fp16_weight_into, pack_matrix_fp16};
+pub use fp16::{HalfLinear, PackedMatrixFp16, linear_fp16_weight, linear_fp16_weight_into, pack_matrix_fp16};
 pub use input::{InputGranularity, InputObserver, InputScheme};
 #[cfg(feature = "profile")]
 pub use layer::Profile;

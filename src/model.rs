@@ -3,13 +3,14 @@
 use crate::element::Element;
 use crate::range::finite_range;
 use crate::{
-    Error, InputScheme, PortableLinear, QuantizedLinear, Result, WeightScheme, cpu_support, linear, quantize_weight_as,
+    Error, HalfLinear, InputScheme, PortableLinear, QuantizedLinear, Result, WeightScheme, cpu_support, linear,
+    quantize_weight_as,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash};
 use wildmatch::WildMatch;
 
-/// A linear layer, y = x·Wᵀ + b, in fp32 or in int8: what a model's struct holds, so that
+/// A linear layer, y = x·Wᵀ + b, in fp32, int8 or fp16: what a model's struct holds, so that
 /// [`quantize_linear_modules`] can turn the one into the other.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -18,6 +19,8 @@ pub enum Linear {
     Float(FloatLinear),
     /// In int8, through FBGEMM.
     Int8(QuantizedLinear),
+    /// With the weight in fp16, through FBGEMM.
+    Half(HalfLinear),
     /// Without its weight: yet to be loaded, or parked.
     Unloaded {
         /// The number of outputs.
@@ -41,6 +44,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.out_features,
             Self::Int8(layer) => layer.out_features(),
+            Self::Half(layer) => layer.out_features(),
             Self::Unloaded { out_features, .. } => *out_features,
         }
     }
@@ -50,6 +54,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.in_features,
             Self::Int8(layer) => layer.in_features(),
+            Self::Half(layer) => layer.in_features(),
             Self::Unloaded { in_features, .. } => *in_features,
         }
     }
@@ -59,13 +64,14 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.bias(),
             Self::Int8(layer) => layer.bias(),
+            Self::Half(layer) => layer.bias(),
             Self::Unloaded { .. } => None,
         }
     }
 
-    /// Whether it is in int8.
+    /// Whether it is in int8 or fp16.
     pub fn is_quantized(&self) -> bool {
-        matches!(self, Self::Int8(_))
+        matches!(self, Self::Int8(_) | Self::Half(_))
     }
 
     /// What the layer holds in memory, in bytes.
@@ -73,6 +79,7 @@ impl Linear {
         match self {
             Self::Float(layer) => size_of::<f32>() * (layer.weight.len() + layer.bias.as_ref().map_or(0, Vec::len)),
             Self::Int8(layer) => layer.bytes(),
+            Self::Half(layer) => layer.bytes(),
             Self::Unloaded { .. } => 0,
         }
     }
@@ -99,6 +106,7 @@ impl Linear {
         match self {
             Self::Float(layer) => T::with_f32(input, output, |x, y| layer.forward_into(x, y)),
             Self::Int8(layer) => layer.forward_into(input, output),
+            Self::Half(layer) => layer.forward_into(input, output),
             Self::Unloaded { .. } => Err(Error::NotLoaded),
         }
     }
@@ -393,6 +401,7 @@ pub struct QuantizeOptions {
     min_features: usize,
     pub(crate) weights: WeightScheme,
     pub(crate) input: InputScheme,
+    pub(crate) fp16: bool,
 }
 
 type Filter = Box<dyn Fn(&str, usize, usize) -> bool>;
@@ -424,6 +433,13 @@ impl QuantizeOptions {
     /// How to quantize the weights; the default is PyTorch's `fbgemm_linear_quantize_weight`.
     pub fn weights(mut self, scheme: WeightScheme) -> Self {
         self.weights = scheme;
+        self
+    }
+
+    /// Weights in fp16 in place of int8, inputs as they are: half of the memory, not a quarter, where int8's error is too
+    /// large. [`weights`](Self::weights) and [`input`](Self::input) then mean nothing.
+    pub fn fp16(mut self) -> Self {
+        self.fp16 = true;
         self
     }
 
@@ -507,7 +523,7 @@ pub enum Skipped {
     Filtered,
     /// It has fewer inputs or outputs than `min_features`.
     TooSmall,
-    /// It is in int8 already.
+    /// It is in int8 or fp16 already.
     AlreadyQuantized,
     /// It has no weight yet.
     NotLoaded,
@@ -522,7 +538,7 @@ impl std::fmt::Display for Skipped {
             Self::Excluded => "excluded",
             Self::Filtered => "filtered out",
             Self::TooSmall => "too small",
-            Self::AlreadyQuantized => "int8 already",
+            Self::AlreadyQuantized => "quantized already",
             Self::NotLoaded => "not loaded",
             Self::Embedding => "an embedding",
         })
@@ -581,6 +597,17 @@ impl WeightReport {
         }
     }
 
+    /// Compares a weight with its rounded form, of the same length.
+    pub(crate) fn of_rounded(weight: &[f32], rounded: &[f32]) -> Self {
+        let (mut error, mut size) = (0.0, 0.0);
+        for (&w, &rounded) in weight.iter().zip(rounded) {
+            let (w, rounded) = (f64::from(w), f64::from(rounded));
+            error += (w - rounded) * (w - rounded);
+            size += w * w;
+        }
+        Self { relative_error: if size == 0.0 { 0.0 } else { (error / size).sqrt() }, saturating_share: 0.0 }
+    }
+
     /// The same, the input being quantized so: to seven bits, no pair saturates.
     pub(crate) fn with_input(self, scheme: InputScheme) -> Self {
         Self { saturating_share: if scheme.never_saturates() { 0.0 } else { self.saturating_share }, ..self }
@@ -597,11 +624,13 @@ pub struct QuantizeReport {
     pub weights: WeightScheme,
     /// How the layers quantize their inputs.
     pub input: InputScheme,
+    /// Whether the weights are in fp16 instead.
+    pub fp16: bool,
 }
 
 impl QuantizeReport {
     pub(crate) fn new(options: &QuantizeOptions) -> Self {
-        Self { layers: Vec::new(), weights: options.weights, input: options.input }
+        Self { layers: Vec::new(), weights: options.weights, input: options.input, fp16: options.fp16 }
     }
 
     /// The layers that were quantized.
@@ -635,9 +664,13 @@ impl std::fmt::Display for QuantizeReport {
             }
         }
         let (before, after) = self.bytes();
-        let name = format!("{} of {} in int8", self.quantized().count(), self.layers.len());
+        let kind = if self.fp16 { "fp16" } else { "int8" };
+        let name = format!("{} of {} in {kind}", self.quantized().count(), self.layers.len());
         writeln!(f, "{name:width$}  {:>13}  {:>10.3}  {:>10.3}", "", mb(before), mb(after))?;
-        writeln!(f, "weights: {}; inputs: {}", self.weights, self.input)
+        match self.fp16 {
+            true => writeln!(f, "weights: fp16"),
+            false => writeln!(f, "weights: {}; inputs: {}", self.weights, self.input),
+        }
     }
 }
 
@@ -676,7 +709,7 @@ pub fn quantize_linear_modules(
     model.visit_linear("", &mut |name, layer| {
         let against = chooser.reason_against(name, layer.out_features(), layer.in_features());
         plan.push(against.or(match layer {
-            Linear::Int8(_) => Some(Skipped::AlreadyQuantized),
+            Linear::Int8(_) | Linear::Half(_) => Some(Skipped::AlreadyQuantized),
             Linear::Unloaded { .. } => Some(Skipped::NotLoaded),
             Linear::Float(layer) => {
                 if against.is_none() && unfit.is_ok() {
@@ -721,6 +754,13 @@ fn quantize(
         outcome: Err(against.unwrap_or(Skipped::AlreadyQuantized)),
     };
     if let (None, Linear::Float(float)) = (against, &*layer) {
+        if options.fp16 {
+            let half = HalfLinear::new(&float.weight, float.bias(), float.out_features, float.in_features)?;
+            report.outcome = Ok(WeightReport::of_rounded(&float.weight, &half.weight()?));
+            *layer = Linear::Half(half);
+            report.bytes_after = layer.bytes();
+            return Ok(report);
+        }
         let weight = quantize_weight_as(&float.weight, float.out_features, float.in_features, options.weights)?;
         report.outcome = Ok(WeightReport::of(&float.weight, &weight).with_input(options.input));
         let quantized = PortableLinear::new(weight, float.bias.clone())?.with_input(options.input).pack()?;

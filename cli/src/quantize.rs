@@ -41,6 +41,9 @@ pub struct Quantize {
     /// ZERO_POINT; and `reduced` behind it for seven bits, as "per_row reduced"
     #[arg(long, value_name = "SCHEME", default_value = "per_tensor")]
     input_scheme: InputScheme,
+    /// Weights in fp16 in place of int8
+    #[arg(long, conflicts_with_all = ["reduced", "per_channel", "symmetric", "input_scheme"])]
+    fp16: bool,
     /// Show what would be done, errors of the weights included, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -57,6 +60,9 @@ pub fn run(arguments: &Quantize) -> Exit {
     let weights = if arguments.symmetric { weights.symmetric() } else { weights };
     let mut options = QuantizeOptions::new().min_features(arguments.min_features);
     options = options.weights(weights).input(arguments.input_scheme);
+    if arguments.fp16 {
+        options = options.fp16();
+    }
     options = arguments.include.iter().fold(options, QuantizeOptions::include);
     options = arguments.exclude.iter().fold(options, QuantizeOptions::exclude);
     let output = arguments.output.as_deref().filter(|_| !arguments.dry_run);
@@ -114,7 +120,7 @@ fn as_json(report: &QuantizeReport, before: usize, after: Option<u64>) -> Value 
             "reason": layer.outcome.as_ref().err().map(ToString::to_string),
         })
     });
-    json!({"weights": report.weights.to_string(), "inputs": report.input.to_string(),
+    json!({"weights": if report.fp16 { "fp16".to_string() } else { report.weights.to_string() }, "inputs": report.input.to_string(),
         "layers": layers.collect::<Vec<_>>(), "quantized": report.quantized().count(),
         "file_bytes_before": before, "file_bytes_after": after})
 }
@@ -156,6 +162,7 @@ fn describe(file: &ModelFile, size: usize, as_json: bool) -> fbgemm::Result<Stri
             others.push((name, file.describe(name)?));
         }
     }
+    let half = file.half_layers().count();
     if as_json {
         let layers = layers.iter().map(|(name, bias, saturating, layer)| {
             let w = layer.weight();
@@ -166,11 +173,16 @@ fn describe(file: &ModelFile, size: usize, as_json: bool) -> fbgemm::Result<Stri
             |(name, (dtype, shape, bytes))| json!({"tensor": name, "dtype": dtype, "shape": shape, "bytes": bytes}),
         );
         let (layers, others): (Vec<_>, Vec<_>) = (layers.collect(), others.collect());
-        return Ok(json!({"file_bytes": size, "metadata": file.metadata(), "quantized": layers, "tensors": others})
+        return Ok(json!({"file_bytes": size, "metadata": file.metadata(), "quantized": layers, "fp16": file.half_layers().collect::<Vec<_>>(), "tensors": others})
             .to_string());
     }
-    let mut text =
-        format!("{:.1} MB, {} layers in int8, {} other tensors\n", size as f64 / 1e6, layers.len(), others.len());
+    let mut text = format!(
+        "{:.1} MB, {} layers in int8, {} in fp16, {} other tensors\n",
+        size as f64 / 1e6,
+        layers.len(),
+        half,
+        others.len()
+    );
     for (key, value) in file.metadata() {
         text += &format!("{key} = {value}\n");
     }

@@ -157,3 +157,23 @@ fn a_checkpoint_is_quantized_by_the_schemes_of_the_options() {
         assert_eq!(bits(&output), bits(&in_memory.pack().unwrap().forward(&samples).unwrap()), "{name}");
     }
 }
+
+#[test]
+fn a_checkpoint_in_fp16_gives_the_bits_of_fp16_in_memory() {
+    let path = folder("checkpoint-fp16").join("out.safetensors");
+    let bytes = serialize(&checkpoint());
+    quantize(&bytes, &QuantizeOptions::new().fp16(), Some(&path)).unwrap();
+    let written = std::fs::read(&path).unwrap();
+    let (before, after) = (ModelFile::parse(&bytes).unwrap(), ModelFile::parse(&written).unwrap());
+    assert_eq!(after.half_layers().collect::<Vec<_>>(), ["layer.0.dense", "layer.1.dense", "layer.2.dense"]);
+    for name in after.half_layers() {
+        let Linear::Float(float) = before.linear(name).unwrap() else { panic!("{name}") };
+        let (n, k) = (float.out_features(), float.in_features());
+        let in_memory = fbgemm::HalfLinear::new(float.weight(), float.bias(), n, k).unwrap();
+        let input = numbers(3 * k, 9, 2.0);
+        let output: Vec<f32> = after.linear(name).unwrap().forward(&input).unwrap();
+        assert_eq!(bits(&output), bits(&in_memory.forward(&input).unwrap()), "{name}");
+    }
+    let error = quantize(&written, &QuantizeOptions::new(), None).unwrap_err();
+    assert_eq!(error, Error::NothingToQuantize { layers: 4 });
+}

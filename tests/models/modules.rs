@@ -154,3 +154,39 @@ fn the_whole_model_is_quantized_by_the_schemes_of_the_options() {
     assert!(share(&QuantizeOptions::new()) > 0.0);
     assert_eq!(share(&QuantizeOptions::new().input(InputScheme::new().reduced_range())), 0.0);
 }
+
+#[test]
+fn weights_in_fp16_give_the_operations_bits_and_survive_being_stored() {
+    let path = crate::folder("fp16").join("model.safetensors");
+    let mut half = model();
+    let options = || QuantizeOptions::new().fp16().exclude("head.0");
+    let report = quantize_linear_modules(&mut half, &options()).unwrap();
+    assert!(report.to_string().contains("2 of 3 in fp16") && report.to_string().contains("weights: fp16"), "{report}");
+    let mut names = report.layers.iter();
+    let again = quantize_linear_modules(&mut half, &QuantizeOptions::new()).unwrap();
+    assert_eq!(again.layers[0].outcome, Err(Skipped::AlreadyQuantized));
+    fbgemm::save_linear_modules(&half, &[], &path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let file = fbgemm::ModelFile::parse(&bytes).unwrap();
+    assert_eq!(file.half_layers().collect::<Vec<_>>(), ["encoder.0", "encoder.1"]);
+    let json = serde_json::to_string(&half).unwrap();
+    let stored: Model = serde_json::from_str(&json).unwrap();
+    let mut loaded = half.clone();
+    fbgemm::unload_linear_modules(&mut loaded);
+    fbgemm::load_linear_modules(&mut loaded, &file, 2).unwrap();
+    for (i, layer) in model()["encoder"].iter().enumerate() {
+        let Linear::Float(float) = layer else { panic!() };
+        let (n, k) = (float.out_features(), float.in_features());
+        let input = numbers(3 * k, 9, 2.0);
+        let packed = fbgemm::pack_matrix_fp16(float.weight(), n, k).unwrap();
+        let expected = bits(&fbgemm::linear_fp16_weight(&input, &packed, float.bias()).unwrap());
+        for model in [&half, &loaded, &stored] {
+            assert!(matches!(model["encoder"][i], Linear::Half(_)));
+            assert_eq!(bits(&model["encoder"][i].forward(&input).unwrap()), expected);
+        }
+        let about = names.next().unwrap().outcome.unwrap();
+        assert!(about.relative_error > 0.0 && about.relative_error < 1e-3 && about.saturating_share == 0.0);
+    }
+    let bias = fbgemm::HalfLinear::new(&[1.0; 4], Some(&[0.0; 3]), 2, 2).unwrap_err();
+    assert_eq!(bias, Error::WrongLength { what: "bias", given: 3, expected: 2 });
+}

@@ -75,7 +75,9 @@ fn inspect_shows_what_is_in_a_file() {
         assert!(stdout(&some).contains(part), "{part} in {}", stdout(&some));
     }
     let shown = stdout(&fbgemm(&["inspect", file]));
-    for part in ["5 layers in int8", "format = pt", "encoder.layer.0.intermediate.dense", "1536x384", "30522x384"] {
+    for part in
+        ["5 layers in int8, 0 in fp16", "format = pt", "encoder.layer.0.intermediate.dense", "1536x384", "30522x384"]
+    {
         assert!(shown.contains(part), "{part} in {shown}");
     }
     let answer: Value = serde_json::from_slice(&fbgemm(&["inspect", "--json", file]).stdout).unwrap();
@@ -83,7 +85,7 @@ fn inspect_shows_what_is_in_a_file() {
     assert_eq!(answer["quantized"][0]["layer"], "encoder.layer.0.attention.output.dense");
     assert_eq!(answer["metadata"]["fbgemm_format"], "1");
     let fp32 = stdout(&fbgemm(&["inspect", &checkpoint()]));
-    assert!(fp32.contains("0 layers in int8, 104 other tensors"), "{fp32}");
+    assert!(fp32.contains("0 layers in int8, 0 in fp16, 104 other tensors"), "{fp32}");
 }
 
 #[test]
@@ -102,6 +104,24 @@ fn schemes_are_chosen_by_options_and_shown() {
     let wrong = fbgemm(&["quantize", &checkpoint(), file, "--input-scheme", "per_column"]);
     assert_eq!(wrong.status.code(), Some(2));
     assert!(stderr(&wrong).contains("the input scheme is \"per_column\""), "{}", stderr(&wrong));
+}
+
+#[test]
+fn weights_in_fp16_are_chosen_by_an_option() {
+    let path = folder("quantize-fp16").join("fp16.safetensors");
+    let file = path.to_str().unwrap();
+    let made = fbgemm(&["quantize", &checkpoint(), file, "--fp16"]);
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    for part in ["37 of 40 in fp16", "weights: fp16"] {
+        assert!(stdout(&made).contains(part), "{part} in {}", stdout(&made));
+    }
+    assert!(stdout(&fbgemm(&["inspect", file])).contains("0 layers in int8, 37 in fp16"));
+    let (exact, half) = (load(&std::fs::read(checkpoint()).unwrap()), load(&std::fs::read(&path).unwrap()));
+    let tokens = half.tokens("Half of the bits, nearly all of the meaning.");
+    let embed = |model: &MiniLm| model.embed(&tokens, &mut |_, _| ()).unwrap();
+    let cosine: f64 = embed(&exact).iter().zip(embed(&half)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum();
+    assert!(cosine > 0.99999, "{cosine}");
+    assert_eq!(fbgemm(&["quantize", &checkpoint(), file, "--fp16", "--reduced"]).status.code(), Some(2));
 }
 
 #[test]
