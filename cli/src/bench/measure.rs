@@ -6,7 +6,9 @@ use super::result::{Case, Limits, ReadLimit, Split, Timing};
 use super::shapes::{Shape, normal};
 use super::threads::{self, Crew, with_crew};
 use super::{blas, fp32, others};
-use fbgemm::{Isa, Profile, QuantizedLinear};
+use fbgemm::{
+    HalfLinear, InputScheme, Isa, PortableLinear, Profile, QuantizedLinear, WeightScheme, quantize_weight_as,
+};
 use indicatif::ProgressBar;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -33,6 +35,7 @@ pub struct Plan {
 /// All that can compete here, this crate first.
 pub fn entries(crew: &Rc<Crew>, libraries: &[Arc<blas::Blas>]) -> Vec<Entry> {
     let mut entries = vec![ours(crew)];
+    entries.extend(schemes());
     entries.extend(fp32::entries());
     entries.extend(blas::entries(libraries));
     entries.extend(others::entries());
@@ -90,6 +93,54 @@ fn ours(crew: &Rc<Crew>) -> Entry {
             let tasks = layer.tasks_worth(rows, threads);
             Ok(Some(Box::new(Ours { layer, tasks, crew: crew.clone() })))
         }),
+    }
+}
+
+/// This crate's other ways to quantize, on one thread: seven bits, per channel and row, and weights in fp16, which counts
+/// as quantized here, not as fp32.
+fn schemes() -> Vec<Entry> {
+    fn entry<T: 'static>(
+        name: &str,
+        make: impl Fn(Layer) -> fbgemm::Result<T> + 'static,
+        run: fn(&T, &[f32], &mut [f32]) -> fbgemm::Result<()>,
+    ) -> Entry {
+        let make = move |layer: Layer, _, threads| {
+            let contender = |layer| Ok(Box::new(Scheme { layer: make(layer)?, run }) as Box<dyn Contender>);
+            (threads == 1).then(|| contender(layer)).transpose().map_err(|e: fbgemm::Error| e.to_string())
+        };
+        Entry { name: name.to_string(), int8: true, packs: true, make: Box::new(make) }
+    }
+    let int8 = |weights: WeightScheme, input: InputScheme| {
+        move |layer: Layer| {
+            let Layer { weight, bias, out_features, in_features } = layer;
+            let weight = quantize_weight_as(weight, out_features, in_features, weights)?;
+            PortableLinear::new(weight, Some(bias.to_vec()))?.with_input(input).pack()
+        }
+    };
+    let best = int8(WeightScheme::new().per_channel(), InputScheme::new().per_row());
+    vec![
+        entry("fbgemm per channel and row", best, QuantizedLinear::forward_into),
+        entry(
+            "fbgemm 7 bits",
+            int8(WeightScheme::new().reduced_range(), InputScheme::new()),
+            QuantizedLinear::forward_into,
+        ),
+        entry(
+            "fbgemm fp16",
+            |layer| HalfLinear::new(layer.weight, Some(layer.bias), layer.out_features, layer.in_features),
+            HalfLinear::forward_into,
+        ),
+    ]
+}
+
+struct Scheme<T> {
+    layer: T,
+    run: fn(&T, &[f32], &mut [f32]) -> fbgemm::Result<()>,
+}
+
+impl<T> Contender for Scheme<T> {
+    fn run(&mut self, input: &[f32], output: &mut [f32]) -> Result<(), String> {
+        (self.run)(&self.layer, input, output).map_err(|e| e.to_string())
     }
 }
 

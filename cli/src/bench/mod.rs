@@ -65,6 +65,9 @@ pub struct Bench {
     /// Draw speed-up, time and error into this folder, as SVG and PNG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
+    /// This crate's other ways to quantize, too: seven bits, per channel and row, fp16
+    #[arg(long)]
+    schemes: bool,
     /// Only contenders with this in their name, and this crate; may be repeated
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     contender: Vec<String>,
@@ -138,8 +141,11 @@ fn plan(arguments: &Bench, isa: fbgemm::Isa) -> Result<Plan, String> {
         std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     }
     let libraries = blas::find()?;
-    let all = threads::with_crew(1, |crew| measure::entries(crew, &libraries).into_iter().map(|e| e.name).collect())?;
-    let contenders = chosen(all, &arguments.contender)?;
+    let all: Vec<String> =
+        threads::with_crew(1, |crew| measure::entries(crew, &libraries).into_iter().map(|e| e.name).collect())?;
+    // Left out unless asked for: the tables are wide enough.
+    let of_schemes = |name: &String| arguments.schemes || !name.starts_with(&format!("{OURS} "));
+    let contenders = chosen(all.into_iter().filter(of_schemes).collect(), &arguments.contender)?;
     let repetitions = arguments.repetitions.unwrap_or(if arguments.quick { 3 } else { 25 }) as usize;
     let (cold, quick) = (arguments.cold, arguments.quick);
     Ok(Plan { shapes, batches, threads, repetitions, cold, quick, isa, libraries, contenders })

@@ -607,7 +607,11 @@ fn look(i: usize) -> (Color, bool) {
 
 /// A contender with its arithmetic.
 fn kind(contender: &str, int8: bool) -> String {
-    format!("{contender}, {}", if int8 { "int8" } else { "fp32" })
+    match int8 {
+        true if contender.ends_with("fp16") => contender.to_string(),
+        true => format!("{contender}, int8"),
+        false => format!("{contender}, fp32"),
+    }
 }
 
 /// A layer's name and shape, the name cut short to fit into `most`.

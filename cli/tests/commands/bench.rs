@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-const SMALL: [&str; 6] = ["bench", "--quick", "--shape", "64x64", "--shape", "96x40"];
+const SMALL: [&str; 7] = ["bench", "--schemes", "--quick", "--shape", "64x64", "--shape", "96x40"];
 
 fn answer(arguments: &[&str]) -> Value {
     let output = fbgemm(&[arguments, &["--json"]].concat());
