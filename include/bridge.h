@@ -141,6 +141,29 @@ void linear_int8(
     std::int32_t task,
     std::int32_t tasks);
 
+/// output[m, n] = requantize(input · weightᵀ + bias / sum_scales), by `multipliers`. The buffers are as for
+/// `linear_int8`; an empty `bias` is none. There are n scales, multipliers and zero points where
+/// `per_channel`, else one of each.
+void linear_static(
+    rust::Slice<const std::uint8_t> input,
+    std::int32_t m,
+    std::int32_t n,
+    std::int32_t k,
+    std::int32_t input_zero_point,
+    const PackedWeight& weight,
+    bool per_channel,
+    rust::Slice<const std::int32_t> weight_zero_points,
+    rust::Slice<const std::int32_t> col_offsets,
+    rust::Slice<const float> bias,
+    const float* sum_scales,
+    const float* multipliers,
+    std::int32_t output_zero_point,
+    bool relu,
+    std::uint8_t* output,
+    std::int32_t* accumulators,
+    std::uint8_t* pack_buffer,
+    std::int32_t* row_offsets);
+
 /// The part of `linear_int8` that quantizes the input, alone, for profiles: on the same buffers.
 void quantize_input(
     rust::Slice<const float> input,

@@ -245,6 +245,47 @@ void linear_int8(
   }
 }
 
+void linear_static(
+    rust::Slice<const std::uint8_t> input,
+    std::int32_t m,
+    std::int32_t n,
+    std::int32_t k,
+    std::int32_t input_zero_point,
+    const PackedWeight& weight,
+    bool per_channel,
+    rust::Slice<const std::int32_t> weight_zero_points,
+    rust::Slice<const std::int32_t> col_offsets,
+    rust::Slice<const float> bias,
+    const float* sum_scales,
+    const float* multipliers,
+    std::int32_t output_zero_point,
+    bool relu,
+    std::uint8_t* output,
+    std::int32_t* accumulators,
+    std::uint8_t* pack_buffer,
+    std::int32_t* row_offsets) {
+  using Granularity = fbgemm::QuantizationGranularity;
+  fbgemm::PackAWithRowOffset<std::uint8_t> packed_input(
+      fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer, /*groups=*/1, row_offsets,
+      &weight.blocking());
+  fbgemm::DoNothing<> nothing{};
+  const auto run = [&]<bool RELU, Granularity GRANULARITY>() {
+    fbgemm::ReQuantizeOutput<RELU, GRANULARITY, float> output_stage(
+        nothing, multipliers, output_zero_point, input_zero_point, weight_zero_points.data(),
+        packed_input.getRowOffsetBuffer(), col_offsets.data(), bias.empty() ? nullptr : bias.data(),
+        static_cast<std::uint32_t>(n), /*groups=*/1, sum_scales);
+    fbgemm::fbgemmPacked(
+        packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage,
+        /*thread_id=*/0, /*num_threads=*/1, &weight.blocking());
+  };
+  if (per_channel) {
+    relu ? run.template operator()<true, Granularity::OUT_CHANNEL>()
+         : run.template operator()<false, Granularity::OUT_CHANNEL>();
+  } else {
+    relu ? run.template operator()<true, Granularity::TENSOR>() : run.template operator()<false, Granularity::TENSOR>();
+  }
+}
+
 void quantize_input(
     rust::Slice<const float> input,
     std::int32_t m,

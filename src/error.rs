@@ -153,6 +153,18 @@ pub enum Error {
         weight: f32,
     },
 
+    /// An output could be so large, in steps of its scale, that FBGEMM would wrap it around to the other end of its range.
+    #[error(
+        "output feature {output} can come to {steps:e} steps of the output's scale, expected at most 2147480000: it could \
+         wrap around; the output's scale is too small, or, with a bias, the product of the other two"
+    )]
+    OutputOverflow {
+        /// The first such output feature.
+        output: usize,
+        /// The largest magnitude that it can have; NaN where the bias is divided by a product of scales that is 0.
+        steps: f64,
+    },
+
     /// The number of tasks is outside what one call can be split into.
     #[error("tasks is {given}, expected 1 to {limit}")]
     InvalidTasks {
@@ -171,9 +183,9 @@ pub enum Error {
         tasks: usize,
     },
 
-    /// An input's zero point out of range.
-    #[error("the input's zero_point is {given}, expected 0 to 255")]
-    InvalidInputZeroPoint {
+    /// The zero point of an input or output of unsigned 8 bits is out of their range.
+    #[error("zero_point is {given}, expected 0 to 255")]
+    InvalidU8ZeroPoint {
         /// The zero point.
         given: i32,
     },

@@ -1,5 +1,6 @@
 //! The bridge to C++: all of this crate's `unsafe`, behind functions that check what C++ relies on.
 
+use crate::fixed_point::Fixed;
 use crate::input::InputScheme;
 use crate::range::finite_range;
 use crate::weight::Parameters;
@@ -94,6 +95,28 @@ mod bridge {
             row_offsets: *mut i32,
             task: i32,
             tasks: i32,
+        ) -> Result<()>;
+        /// Unsafe: see the header.
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn linear_static(
+            input: &[u8],
+            m: i32,
+            n: i32,
+            k: i32,
+            input_zero_point: i32,
+            weight: &PackedWeight,
+            per_channel: bool,
+            weight_zero_points: &[i32],
+            col_offsets: &[i32],
+            bias: &[f32],
+            sum_scales: *const f32,
+            multipliers: *const f32,
+            output_zero_point: i32,
+            relu: bool,
+            output: *mut u8,
+            accumulators: *mut i32,
+            pack_buffer: *mut u8,
+            row_offsets: *mut i32,
         ) -> Result<()>;
         /// Unsafe: see the header.
         #[allow(dead_code)] // with the feature `profile`
@@ -528,6 +551,71 @@ fn quantize_uint8(from: &[f32], to: &mut [u8], params: TensorQuantizationParams,
     unsafe { bridge::quantize_uint8(from, to, params) }.map_err(failed("Quantize"))
 }
 
+/// Unsigned 8 bits in and out, some rows at a time as in [`Linear::run`]. An empty `bias` is none.
+///
+/// # Panics
+/// If a length does not fit the packed matrix: [`crate::linear`] has refused those with an error.
+pub(crate) fn linear_static(
+    input: &[u8],
+    packed: &Packed,
+    weight: &Parameters,
+    bias: &[f32],
+    output: &mut [u8],
+    form: &Fixed,
+) -> Result<()> {
+    let Packed { out_features: n, in_features: k, ref blocking, .. } = *packed;
+    let (width, depth, channels) = (n as usize, k as usize, weight.scales.len());
+    let rows = input.len() / depth;
+    assert!(input.len() == rows * depth && output.len() == rows * width && (bias.is_empty() || bias.len() == width));
+    assert!(weight.col_offsets.len() == width && (channels == 1 || channels == width));
+    assert!(weight.zero_points.len() == channels && (channels == width || !weight.per_channel));
+    dimension(input.len().max(output.len()));
+    let rows_at_once = rows.min(rows_at_once(width, blocking.MCB as usize)).max(1);
+    let (pack, offsets) = ((blocking.MCB * blocking.KCB) as usize / size_of::<i32>(), blocking.MCB as usize);
+    with_scratch(pack + rows_at_once * width + offsets + 2 * channels, |scratch| {
+        let (pack_buffer, rest) = scratch.split_at_mut(pack);
+        let (accumulators, rest) = rest.split_at_mut(rows_at_once * width);
+        let (row_offsets, rest) = rest.split_at_mut(offsets);
+        let (sum_scales, multipliers) = rest.split_at_mut(channels);
+        for ((&scale, sum_scale), multiplier) in weight.scales.iter().zip(&mut *sum_scales).zip(&mut *multipliers) {
+            let (of_sum, of_output) = form.step(scale);
+            (*sum_scale, *multiplier) = (of_sum.to_bits() as i32, of_output.to_bits() as i32);
+        }
+        let parts = input.chunks(rows_at_once * depth).zip(output.chunks_mut(rows_at_once * width));
+        for (input, output) in parts {
+            // SAFETY: input, output, zero points, offsets and bias have the lengths that rows, n and k say, checked
+            // above; the accumulators hold as many rows as this part of the input has. There are as many sum scales and
+            // multipliers as zero points, n where `per_channel`: the bits of floats written just now, of the same size and alignment as i32.
+            // The pack buffer and the row offsets have FBGEMM's own sizes for the blocking that the weight is packed
+            // for, which is for the instruction set in use: `crate::linear` has checked that.
+            unsafe {
+                bridge::linear_static(
+                    input,
+                    (input.len() / depth) as i32,
+                    n,
+                    k,
+                    form.input_params.zero_point(),
+                    &packed.handle,
+                    weight.per_channel,
+                    &weight.zero_points,
+                    &weight.col_offsets,
+                    bias,
+                    sum_scales.as_ptr().cast(),
+                    multipliers.as_ptr().cast(),
+                    form.output_params.zero_point(),
+                    form.relu,
+                    output.as_mut_ptr(),
+                    accumulators.as_mut_ptr(),
+                    pack_buffer.as_mut_ptr().cast(),
+                    row_offsets.as_mut_ptr(),
+                )
+            }
+            .map_err(failed("fbgemmPacked"))?;
+        }
+        Ok(())
+    })
+}
+
 #[cfg(feature = "profile")]
 impl Linear<'_> {
     /// Quantizes the input alone, as [`run`](Self::run) does before it multiplies.
@@ -636,6 +724,8 @@ mod tests {
         let changed = Error::InstructionSetChanged { packed: before, now: Isa::Avx2 };
         assert_eq!(error, changed);
         assert_eq!(crate::linear_fp16_weight(&[1.0, 2.0], &fp16, None).unwrap_err(), changed);
+        let of = crate::U8Params::new(1.0, 0).unwrap();
+        assert_eq!(crate::linear_static(&[1, 2], of, &weight, &packed, None, of).unwrap_err(), changed);
         let packed = weight.pack().unwrap();
         crate::linear_int8_weight(&[1.0, 2.0], &weight, &packed, None).unwrap();
     }

@@ -114,6 +114,17 @@ impl<'a> Linear<'a> {
     }
 }
 
+pub(crate) fn linear_static(
+    _: &[u8],
+    packed: &Packed,
+    _: &crate::weight::Parameters,
+    _: &[f32],
+    _: &mut [u8],
+    _: &crate::fixed_point::Fixed,
+) -> Result<()> {
+    match packed.0 {}
+}
+
 pub(crate) fn release_scratch() {}
 
 pub(crate) fn scratch_bytes() -> usize {

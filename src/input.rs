@@ -1,7 +1,7 @@
 //! How a layer's input is quantized: range, granularity, and the parameters that a calibration fixes.
 
 use crate::range::finite_range;
-use crate::{Error, Result, cpu_support, ffi};
+use crate::{Error, Result, U8Params, cpu_support, ffi};
 
 /// How an operation quantizes its input to unsigned integers. The default is PyTorch's `fbgemm_linear_int8_weight`:
 /// eight bits, one scale and zero point for all rows of a call.
@@ -53,14 +53,12 @@ impl InputScheme {
     /// The same scale and zero point in every call, as a calibration found them ([`InputObserver`]).
     ///
     /// # Errors
-    /// [`Error::InvalidScale`] unless the scale and its inverse are positive and finite; [`Error::InvalidInputZeroPoint`]
+    /// [`Error::InvalidScale`] unless the scale and its inverse are positive and finite; [`Error::InvalidU8ZeroPoint`]
     /// unless the zero point is 0 to 255.
     pub fn fixed(self, scale: f32, zero_point: i32) -> Result<Self> {
-        if !(scale.is_finite() && scale > 0.0 && (1.0 / scale).is_finite()) {
+        U8Params::new(scale, zero_point)?;
+        if !(1.0 / scale).is_finite() {
             return Err(Error::InvalidScale { given: scale });
-        }
-        if !(0..=255).contains(&zero_point) {
-            return Err(Error::InvalidInputZeroPoint { given: zero_point });
         }
         Ok(Self { granularity: InputGranularity::Fixed { scale, zero_point }, as_aten: false, ..self })
     }

@@ -13,6 +13,7 @@ mod error;
 mod ffi;
 #[cfg(feature = "safetensors")]
 mod file;
+mod fixed_point;
 mod fp16;
 mod input;
 mod layer;
@@ -31,6 +32,7 @@ pub use error::{Error, Result};
 pub use fbgemm_derive::LinearModules;
 #[cfg(feature = "safetensors")]
 pub use file::{ModelFile, PlainTensor, load_linear_modules, quantize_checkpoint, save_linear_modules};
+pub use fixed_point::{U8Params, linear_relu_static, linear_relu_static_into, linear_static, linear_static_into};
 pub use fp16::{HalfLinear, PackedMatrixFp16, linear_fp16_weight, linear_fp16_weight_into, pack_matrix_fp16};
 pub use input::{InputGranularity, InputObserver, InputScheme};
 #[cfg(feature = "profile")]

@@ -198,12 +198,12 @@ pub(crate) fn run(
 }
 
 /// Checks lengths, and that the packed matrix is of this weight and for the instruction set in use.
-fn check(
-    input: &[f32],
+pub(crate) fn check<T>(
+    input: &[T],
     weight: &Parameters,
     packed: &PackedMatrix,
     bias: Option<&[f32]>,
-    output: &[f32],
+    output: &[T],
 ) -> Result<Isa> {
     let isa = cpu_support()?;
     let rows = rows(input.len(), weight.out_features, weight.in_features)?;
@@ -222,6 +222,14 @@ fn check(
     Ok(isa)
 }
 
+/// Checks that the sums, and their product with the scales, will be no garbage, and gives the largest magnitude that a
+/// sum can have.
+pub(crate) fn check_params(weight: &Parameters, scale: f32, zero_point: i32) -> Result<u64> {
+    let bound = weight.check_sums(zero_point)?;
+    let largest = weight.largest_scale();
+    if (scale * largest).is_finite() { Ok(bound) } else { Err(Error::ScaleOverflow { input: scale, weight: largest }) }
+}
+
 /// Chooses the input's parameters from its range, and checks that the result will be no garbage.
 fn prepare<'a>(
     input: &'a [f32],
@@ -232,15 +240,7 @@ fn prepare<'a>(
     form: &Form,
     isa: Isa,
 ) -> Result<ffi::Linear<'a>> {
-    let largest = weight.largest_scale();
-    let checked = |params: ffi::TensorQuantizationParams| {
-        weight.check_sums(params.zero_point)?;
-        if (params.scale * largest).is_finite() {
-            Ok(params)
-        } else {
-            Err(Error::ScaleOverflow { input: params.scale, weight: largest })
-        }
-    };
+    let checked = |params: ffi::TensorQuantizationParams| check_params(weight, params.scale, params.zero_point);
     let params = form.scheme.choose((min, max))?;
     // A single row is its own tensor.
     let each_row = form.scheme.granularity == InputGranularity::PerRow && input.len() > weight.in_features;
@@ -314,7 +314,7 @@ pub(crate) fn rows(len: usize, out_features: usize, in_features: usize) -> Resul
 }
 
 /// Checks the bias's and the output's length.
-pub(crate) fn check_lengths(bias: Option<&[f32]>, output: &[f32], rows: usize, out_features: usize) -> Result<()> {
+pub(crate) fn check_lengths<T>(bias: Option<&[f32]>, output: &[T], rows: usize, out_features: usize) -> Result<()> {
     let same = |what, given, expected| {
         if given == expected { Ok(()) } else { Err(Error::WrongLength { what, given, expected }) }
     };

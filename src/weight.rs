@@ -5,11 +5,13 @@ use crate::{Error, PackedMatrix, Result, cpu_support, ffi};
 use std::hash::Hasher;
 
 /// All of a quantized weight but its values: what an operation needs beside the packed matrix.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub(crate) struct Parameters {
     /// One for the whole weight, or one for each output; as many zero points.
     pub(crate) scales: Vec<f32>,
     pub(crate) zero_points: Vec<i32>,
+    /// Which of the two it is, where there is one output: FBGEMM rounds differently then ([`crate::linear_static`]).
+    pub(crate) per_channel: bool,
     pub(crate) out_features: usize,
     pub(crate) in_features: usize,
     /// For each row n, Σₖ q\[n, k\] − zero_point · in_features.
@@ -21,11 +23,20 @@ pub(crate) struct Parameters {
     pub(crate) fingerprint: u64,
 }
 
+impl PartialEq for Parameters {
+    /// Of the same weight: whatever `per_channel`, which a stored weight of one output doesn't tell. All else follows.
+    fn eq(&self, other: &Self) -> bool {
+        let all = |p: &Self| (p.out_features, p.in_features, p.fingerprint);
+        all(self) == all(other) && self.scales == other.scales && self.zero_points == other.zero_points
+    }
+}
+
 impl Parameters {
     fn of(
         data: &[i8],
         scales: Vec<f32>,
         zero_points: Vec<i32>,
+        per_channel: bool,
         out_features: usize,
         in_features: usize,
     ) -> Result<Self> {
@@ -45,6 +56,7 @@ impl Parameters {
         Ok(Self {
             scales,
             zero_points,
+            per_channel,
             out_features,
             in_features,
             col_offsets,
@@ -55,11 +67,12 @@ impl Parameters {
         })
     }
 
-    /// Checks that no int32 sum can wrap around for an input with this zero point. PyTorch doesn't ask.
-    pub(crate) fn check_sums(&self, input_zero_point: i32) -> Result<()> {
+    /// Checks that no int32 sum can wrap around for an input with this zero point, which PyTorch doesn't ask, and gives the
+    /// largest magnitude that a sum can have.
+    pub(crate) fn check_sums(&self, input_zero_point: i32) -> Result<u64> {
         let steps = input_zero_point.max(255 - input_zero_point).unsigned_abs();
         let bound = self.reach * u64::from(steps) + self.clamp;
-        if bound > i32::MAX as u64 { Err(Error::AccumulatorOverflow { bound }) } else { Ok(()) }
+        if bound > i32::MAX as u64 { Err(Error::AccumulatorOverflow { bound }) } else { Ok(bound) }
     }
 
     /// The largest scale of any output.
@@ -100,11 +113,11 @@ impl QuantizedWeight {
         out_features: usize,
         in_features: usize,
     ) -> Result<Self> {
-        check_length("weight", data.len(), out_features, in_features)?;
-        Self::from_channels(data, col_offsets, vec![scale], vec![zero_point], out_features, in_features)
+        Self::checked(data, col_offsets, vec![scale], vec![zero_point], false, out_features, in_features)
     }
 
     /// [`from_parts`](Self::from_parts) with a scale and a zero point for each output feature, or one for all of them.
+    /// Where there is one output, they are that output's.
     ///
     /// # Errors
     /// As [`from_parts`](Self::from_parts).
@@ -113,6 +126,19 @@ impl QuantizedWeight {
         col_offsets: Vec<i32>,
         scales: Vec<f32>,
         zero_points: Vec<i32>,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
+        let per_channel = scales.len() == out_features;
+        Self::checked(data, col_offsets, scales, zero_points, per_channel, out_features, in_features)
+    }
+
+    fn checked(
+        data: Vec<i8>,
+        col_offsets: Vec<i32>,
+        scales: Vec<f32>,
+        zero_points: Vec<i32>,
+        per_channel: bool,
         out_features: usize,
         in_features: usize,
     ) -> Result<Self> {
@@ -132,7 +158,7 @@ impl QuantizedWeight {
         if let Some(&given) = zero_points.iter().find(|zero_point| !(-128..=127).contains(*zero_point)) {
             return Err(Error::InvalidZeroPoint { given });
         }
-        let parameters = Parameters::of(&data, scales, zero_points, out_features, in_features)?;
+        let parameters = Parameters::of(&data, scales, zero_points, per_channel, out_features, in_features)?;
         match col_offsets.iter().zip(&parameters.col_offsets).position(|(given, expected)| given != expected) {
             None => Ok(Self { data, parameters }),
             Some(index) => Err(Error::ForeignColOffsets {
@@ -339,7 +365,7 @@ pub fn quantize_weight_as(
         scales.push(params.scale);
         zero_points.push(params.zero_point);
     }
-    let parameters = Parameters::of(&data, scales, zero_points, out_features, in_features)?;
+    let parameters = Parameters::of(&data, scales, zero_points, scheme.per_channel, out_features, in_features)?;
     Ok(QuantizedWeight { data, parameters })
 }
 

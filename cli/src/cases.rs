@@ -100,7 +100,7 @@ macro_rules! element {
         }
     )*};
 }
-element!(f32 = F32, f64 = F64, i8 = I8, i32 = I32, i64 = I64);
+element!(f32 = F32, f64 = F64, i8 = I8, u8 = U8, i32 = I32, i64 = I64);
 
 impl Case<'_> {
     /// A parameter that is true or false; false where the case doesn't have it.
@@ -111,6 +111,44 @@ impl Case<'_> {
     /// Whether the case has this tensor.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// The weight that is stored quantized, with its scales as PyTorch packs them.
+    pub fn q_weight(&self) -> Result<fbgemm::Result<fbgemm::QuantizedWeight>, String> {
+        let (shape, data) = self.tensor::<i8>("q_weight")?;
+        let [n, k] = shape[..] else {
+            return Err(format!("case {:?}: q_weight has shape {shape:?}, expected 2 dimensions", self.name));
+        };
+        let scales: Vec<f32> = self.tensor::<f64>("scale")?.1.iter().map(|&scale| scale as f32).collect();
+        let zero_points: Vec<i32> =
+            self.tensor::<i64>("zero_point")?.1.iter().map(|&zero_point| zero_point as i32).collect();
+        // From a weight of the right length; the library checks the rest.
+        let rows = data.chunks(k.max(1)).zip(zero_points.iter().cycle());
+        let offset = |(row, zero_point): (&[i8], &i32)| row.iter().map(|&q| i32::from(q) - zero_point).sum();
+        let col_offsets = rows.map(offset).collect();
+        Ok(match (&scales[..], &zero_points[..]) {
+            ([scale], [zero_point]) if !self.flag("per_channel") => {
+                fbgemm::QuantizedWeight::from_parts(data, col_offsets, *scale, *zero_point, n, k)
+            }
+            _ => fbgemm::QuantizedWeight::from_channels(data, col_offsets, scales, zero_points, n, k),
+        })
+    }
+
+    /// A float bias, where the case has one.
+    pub fn bias(&self) -> Result<Option<Vec<f32>>, String> {
+        if self.has("bias") { Ok(Some(self.tensor("bias")?.1)) } else { Ok(None) }
+    }
+
+    /// What the values of the input or output, unsigned 8 bits, stand for.
+    pub fn u8_params(&self, of: &str) -> Result<fbgemm::Result<fbgemm::U8Params>, String> {
+        let (_, scale) = self.tensor::<f64>(&format!("{of}_scale"))?;
+        let (_, zero_point) = self.tensor::<i64>(&format!("{of}_zero_point"))?;
+        match (&scale[..], &zero_point[..]) {
+            ([scale], [zero_point]) => {
+                Ok(fbgemm::U8Params::new(*scale as f32, i32::try_from(*zero_point).unwrap_or(i32::MAX)))
+            }
+            _ => Err(format!("case {:?}: expected one {of}_scale and one {of}_zero_point", self.name)),
+        }
     }
 
     /// A tensor's shape and values.

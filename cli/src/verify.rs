@@ -161,6 +161,7 @@ fn check_case(case: &Case) -> Result<Option<Result<(), String>>, String> {
         "linear_int8_weight" => linear_int8_weight(case),
         "linear_dynamic" => linear_dynamic(case),
         "linear_fp16_weight" => linear_fp16_weight(case),
+        "linear_static" => linear_static(case),
         _ => Ok(None),
     }
 }
@@ -196,27 +197,15 @@ fn linear_dynamic(case: &Case) -> Result<Option<Result<(), String>>, String> {
     if !case.has("output") {
         return Ok(None);
     }
-    let (shape, q_weight) = case.tensor::<i8>("q_weight")?;
-    let [n, k] = shape[..] else {
-        return Err(format!("case {:?}: q_weight has shape {shape:?}, expected 2 dimensions", case.name));
-    };
-    // As PyTorch packs them.
-    let scales: Vec<f32> = case.tensor::<f64>("scale")?.1.iter().map(|&scale| scale as f32).collect();
-    let zero_points: Vec<i32> =
-        case.tensor::<i64>("zero_point")?.1.iter().map(|&zero_point| zero_point as i32).collect();
     let (mut output_shape, input) = case.tensor::<f32>("input")?;
-    let bias = if case.has("bias") { Some(case.tensor::<f32>("bias")?.1) } else { None };
+    let (weight, bias) = (case.q_weight()?, case.bias()?);
     let compare = || -> Result<Result<(), String>, fbgemm::Error> {
-        // From a weight of the right length; the library checks the rest.
-        let rows = q_weight.chunks(k.max(1)).zip(zero_points.iter().cycle());
-        let offset = |(row, zero_point): (&[i8], &i32)| row.iter().map(|&q| i32::from(q) - zero_point).sum();
-        let col_offsets: Vec<i32> = rows.map(offset).collect();
-        let weight = fbgemm::QuantizedWeight::from_channels(q_weight.clone(), col_offsets, scales, zero_points, n, k)?;
+        let weight = weight?;
         let packed = weight.pack()?;
         let run = if case.flag("relu") { fbgemm::linear_relu_dynamic } else { fbgemm::linear_dynamic };
         let output = run(&input, &weight, &packed, bias.as_deref(), case.flag("reduce_range"))?;
         output_shape.pop();
-        output_shape.push(n);
+        output_shape.push(weight.out_features());
         Ok(same(case, "output", &output_shape, &output))
     };
     Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
@@ -233,11 +222,30 @@ fn linear_fp16_weight(case: &Case) -> Result<Option<Result<(), String>>, String>
     let (mut output_shape, input) = case.tensor::<f32>("input")?;
     output_shape.pop();
     output_shape.push(n);
-    let bias = if case.has("bias") { Some(case.tensor::<f32>("bias")?.1) } else { None };
+    let bias = case.bias()?;
     let compare = || -> Result<Result<(), String>, fbgemm::Error> {
         let packed = fbgemm::pack_matrix_fp16(&weight, n, k)?;
         let output = fbgemm::linear_fp16_weight(&input, &packed, bias.as_deref())?;
         Ok(same(case, "output", &output_shape, &output))
+    };
+    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
+}
+
+fn linear_static(case: &Case) -> Result<Option<Result<(), String>>, String> {
+    if !case.has("q_output") {
+        return Ok(None);
+    }
+    let (mut output_shape, input) = case.tensor::<u8>("q_input")?;
+    let (weight, bias) = (case.q_weight()?, case.bias()?);
+    let (of_input, of_output) = (case.u8_params("input")?, case.u8_params("output")?);
+    let compare = || -> Result<Result<(), String>, fbgemm::Error> {
+        let weight = weight?;
+        let packed = weight.pack()?;
+        let run = if case.flag("relu") { fbgemm::linear_relu_static } else { fbgemm::linear_static };
+        let output = run(&input, of_input?, &weight, &packed, bias.as_deref(), of_output?)?;
+        output_shape.pop();
+        output_shape.push(weight.out_features());
+        Ok(same(case, "q_output", &output_shape, &output))
     };
     Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
 }
@@ -287,6 +295,7 @@ bits!(
     f32: x => x.to_bits().into(),
     f64: x => x.to_bits(),
     i8: x => (x as u8).into(),
+    u8: x => x.into(),
     i32: x => (x as u32).into(),
     i64: x => x as u64
 );

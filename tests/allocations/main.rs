@@ -135,6 +135,26 @@ fn calls_with_fp16_weights_allocate_nothing_in_steady_state() {
 }
 
 #[test]
+fn calls_of_unsigned_bytes_allocate_nothing_in_steady_state() {
+    let of = fbgemm::U8Params::new(0.1, 100).unwrap();
+    for scheme in [fbgemm::WeightScheme::new(), fbgemm::WeightScheme::new().per_channel()] {
+        let weight: Vec<f32> = (0..100 * 33).map(|i| (i * 31 % 251) as f32 / 125.0 - 1.0).collect();
+        let weight = fbgemm::quantize_weight_as(&weight, 100, 33, scheme).unwrap();
+        let (packed, bias) = (weight.pack().unwrap(), [0.5; 100]);
+        for rows in [1, 7, 130, 0] {
+            let input: Vec<u8> = (0..rows * 33).map(|i| (i * 7 % 256) as u8).collect();
+            let mut output = vec![0; rows * 100];
+            let mut both = || {
+                fbgemm::linear_static_into(&input, of, &weight, &packed, Some(&bias), of, &mut output).unwrap();
+                fbgemm::linear_relu_static_into(&input, of, &weight, &packed, None, of, &mut output).unwrap();
+            };
+            both();
+            assert_eq!(allocations(|| (0..20).for_each(|_| both())), 0, "{rows} rows");
+        }
+    }
+}
+
+#[test]
 fn smaller_calls_after_larger_ones_reuse_the_buffer() {
     let layer = QuantizedLinear::new(&[0.5; 96 * 64], None, 96, 64).unwrap();
     layer.warm_up(1..=40).unwrap();

@@ -178,5 +178,7 @@ fn every_operation_refuses_this_cpu() {
     // A stored weight loads here, but can't be packed; so there is no packed matrix to run the operation with.
     let q = QuantizedWeight::from_parts(vec![1; 6], vec![3, 3], 1.0, 0, 2, 3).unwrap();
     refused(q.pack().unwrap_err());
+    // Of unsigned 8 bits neither, whose parameters alone need no CPU.
+    fbgemm::U8Params::new(1.0, 0).unwrap();
     assert_eq!((PackedMatrix::live(), fbgemm::PackedMatrixFp16::live()), (0, 0));
 }

@@ -182,16 +182,10 @@ fn every_stored_output_of_pytorchs_linear_dynamic_is_given_bit_for_bit() {
         "linear_dynamic",
         |exact| exact == here,
         |case, name, _| {
-            let (shape, data) = case.tensor::<i8>("q_weight").unwrap();
-            let [n, k] = shape[..] else { panic!("{name}") };
-            let scales: Vec<f32> = case.tensor::<f64>("scale").unwrap().1.iter().map(|&scale| scale as f32).collect();
-            let zero_points: Vec<i32> = case.tensor::<i64>("zero_point").unwrap().1.iter().map(|&z| z as i32).collect();
-            let rows = data.chunks(k).zip(zero_points.iter().cycle());
-            let offsets = rows.map(|(row, zero_point)| row.iter().map(|&q| i32::from(q) - zero_point).sum()).collect();
-            let weight = fbgemm::QuantizedWeight::from_channels(data, offsets, scales, zero_points, n, k).unwrap();
+            let weight = case.q_weight().unwrap().unwrap();
             let packed = weight.pack().unwrap();
             let input = case.tensor::<f32>("input").unwrap().1;
-            let bias = case.has("bias").then(|| case.tensor::<f32>("bias").unwrap().1);
+            let bias = case.bias().unwrap();
             let run = if case.flag("relu") { fbgemm::linear_relu_dynamic } else { fbgemm::linear_dynamic };
             let output = run(&input, &weight, &packed, bias.as_deref(), case.flag("reduce_range")).unwrap();
             let expected = bits(&case.tensor("output").unwrap().1);

@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "the program uses more of it")]
 mod cases;
 mod errors;
+mod fixed_point;
 mod fp16;
 mod golden;
 mod lifecycle;

@@ -12,17 +12,17 @@ pub fn check<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value) -> Re
 }
 
 /// Sizes of all kinds: 1, odd, and at and around the blocks of FBGEMM's kernels.
-fn in_features() -> impl Strategy<Value = usize> {
+pub fn in_features() -> impl Strategy<Value = usize> {
     let edges = prop::sample::select(vec![255, 256, 257, 511, 512, 513, 515, 1024, 1025]);
     prop_oneof![Just(1), 1usize..70, 1usize..70, 1usize..70, edges]
 }
 
-fn out_features() -> impl Strategy<Value = usize> {
+pub fn out_features() -> impl Strategy<Value = usize> {
     let edges = prop::sample::select(vec![1, 7, 8, 9, 31, 32, 33, 47, 48, 49, 63, 64, 65, 96, 97]);
     prop_oneof![1usize..40, edges]
 }
 
-fn batch() -> impl Strategy<Value = usize> {
+pub fn batch() -> impl Strategy<Value = usize> {
     prop_oneof![Just(1), 1usize..16, prop::sample::select(vec![11, 12, 13, 14, 15, 55, 56, 57])]
 }
 

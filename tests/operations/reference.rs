@@ -85,20 +85,59 @@ pub fn linear_as(
     for row in input.chunks(in_features) {
         let params = of_row(row);
         let row: Vec<i32> = row.iter().map(|&x| quantize(x, params, 0, 255)).collect();
-        let row_sum: i32 = row.iter().sum();
         for (n, (column, channel)) in weight.chunks(in_features).zip(channels.iter().cycle()).enumerate() {
-            let mut sum = 0i32;
-            for (a, b) in row.chunks(2).zip(column.chunks(2)) {
-                let pair: i32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-                sum += if exact { pair } else { pair.clamp(i16::MIN.into(), i16::MAX.into()) };
-            }
-            let col_offset = column.iter().sum::<i32>() - channel.zero_point * in_features as i32;
-            sum -= params.zero_point * col_offset + row_sum * channel.zero_point;
+            let sum = sum(&row, column, params.zero_point, channel.zero_point, exact);
             let multiplier = params.scale * channel.scale;
             output.push(match bias {
                 Some(bias) => (sum as f32).mul_add(multiplier, bias[n]),
                 None => sum as f32 * multiplier,
             });
+        }
+    }
+    output
+}
+
+/// Σ (a − a's zero point)·(b − b's).
+fn sum(row: &[i32], column: &[i32], of_row: i32, of_column: i32, exact: bool) -> i32 {
+    let mut sum = 0i32;
+    for (a, b) in row.chunks(2).zip(column.chunks(2)) {
+        let pair: i32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+        sum += if exact { pair } else { pair.clamp(i16::MIN.into(), i16::MAX.into()) };
+    }
+    let col_offset = column.iter().sum::<i32>() - of_column * row.len() as i32;
+    sum - of_row * col_offset - row.iter().sum::<i32>() * of_column
+}
+
+/// Unsigned 8 bits in and out. The bias counts steps of the sums: by the inverse of their scale, not rounded before it is
+/// added, where the weight has one scale for all; else divided, and rounded.
+#[allow(clippy::too_many_arguments)]
+pub fn linear_static(
+    input: &[u8],
+    of_input: Params,
+    weight: &[i32],
+    channels: &[Params],
+    per_channel: bool,
+    in_features: usize,
+    bias: Option<&[f32]>,
+    of_output: Params,
+    relu: bool,
+    exact: bool,
+) -> Vec<u8> {
+    let mut output = Vec::new();
+    for row in input.chunks(in_features) {
+        let row: Vec<i32> = row.iter().map(|&q| q.into()).collect();
+        for (n, (column, channel)) in weight.chunks(in_features).zip(channels.iter().cycle()).enumerate() {
+            let sum = sum(&row, column, of_input.zero_point, channel.zero_point, exact) as f32;
+            let of_sum = of_input.scale * channel.scale;
+            let with_bias = match bias {
+                None => sum,
+                Some(bias) if !per_channel => bias[n].mul_add((1.0 / f64::from(of_sum)) as f32, sum),
+                Some(bias) => sum + bias[n] / of_sum,
+            };
+            let steps = (with_bias * (of_sum / of_output.scale)).round_ties_even();
+            let steps = steps.clamp(i16::MIN.into(), i16::MAX.into()) as i32;
+            let lowest = if relu { of_output.zero_point } else { 0 };
+            output.push((steps + of_output.zero_point).clamp(lowest, 255) as u8);
         }
     }
     output

@@ -196,8 +196,8 @@ fn fixed_parameters_clip_what_lies_beyond_them() {
     for (scale, zero_point) in [(0.0, 0), (f32::NAN, 0), (-1.0, 0), (1e-40, 0)] {
         assert!(matches!(InputScheme::new().fixed(scale, zero_point), Err(Error::InvalidScale { .. })));
     }
-    assert_eq!(InputScheme::new().fixed(1.0, 256), Err(Error::InvalidInputZeroPoint { given: 256 }));
-    assert_eq!(InputScheme::new().fixed(1.0, -1), Err(Error::InvalidInputZeroPoint { given: -1 }));
+    assert_eq!(InputScheme::new().fixed(1.0, 256), Err(Error::InvalidU8ZeroPoint { given: 256 }));
+    assert_eq!(InputScheme::new().fixed(1.0, -1), Err(Error::InvalidU8ZeroPoint { given: -1 }));
 }
 
 #[test]

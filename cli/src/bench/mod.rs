@@ -65,7 +65,7 @@ pub struct Bench {
     /// Draw speed-up, time and error into this folder, as SVG and PNG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
-    /// This crate's other ways to quantize, too: seven bits, per channel and row, fp16
+    /// This crate's other ways to quantize, too: in seven bits per channel and row, and in fp16
     #[arg(long)]
     schemes: bool,
     /// Only contenders with this in their name, and this crate; may be repeated

@@ -83,9 +83,18 @@ fn verify_passes_fp16_weights_of_every_kind_of_cpu_that_this_one_can_be() {
     }
 }
 
-/// A copy of a case file, changed: tensors by `change`, metadata by `rename`.
 fn altered(to: &Path, change: impl Fn(&str, &mut Vec<u8>), rename: impl Fn(&mut HashMap<String, String>)) -> String {
-    let bytes = std::fs::read(golden("hazards-avx2")).unwrap();
+    altered_from("hazards-avx2", to, change, rename)
+}
+
+/// A copy of a case file, changed: tensors by `change`, metadata by `rename`.
+fn altered_from(
+    name: &str,
+    to: &Path,
+    change: impl Fn(&str, &mut Vec<u8>),
+    rename: impl Fn(&mut HashMap<String, String>),
+) -> String {
+    let bytes = std::fs::read(golden(name)).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let mut metadata = header.metadata().clone().unwrap();
     rename(&mut metadata);
@@ -131,6 +140,24 @@ fn verify_names_the_first_difference_of_each_failed_case() {
         assert!(stdout(&output).contains(said), "{said} in {}", stdout(&output));
         assert!(stdout(&output).contains("linear_int8_weight: 73 passed, 1 failed"), "{}", stdout(&output));
     }
+}
+
+#[test]
+fn verify_passes_unsigned_bytes_and_names_their_differences() {
+    let folder = folder("verify-static");
+    let output = fbgemm(&["verify", &golden("static-avx2"), &golden("static-avx512")]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    assert_eq!(stdout(&output).matches("linear_static: 73 passed, 0 failed").count(), 2, "{}", stdout(&output));
+    let flip = |name: &str, data: &mut Vec<u8>| {
+        if name == "batch-8/q_output" {
+            data[1] ^= 1;
+        }
+    };
+    let file = altered_from("static-avx2", &folder.join("one-bit.safetensors"), flip, |_| ());
+    let output = fbgemm(&["verify", &file]);
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    assert!(stdout(&output).contains("case batch-8: q_output[0,1] is"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("linear_static: 72 passed, 1 failed"), "{}", stdout(&output));
 }
 
 #[test]
