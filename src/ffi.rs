@@ -562,6 +562,7 @@ pub(crate) fn linear_static(
     bias: &[f32],
     output: &mut [u8],
     form: &Fixed,
+    relu: bool,
 ) -> Result<()> {
     let Packed { out_features: n, in_features: k, ref blocking, .. } = *packed;
     let (width, depth, channels) = (n as usize, k as usize, weight.scales.len());
@@ -603,7 +604,7 @@ pub(crate) fn linear_static(
                     sum_scales.as_ptr().cast(),
                     multipliers.as_ptr().cast(),
                     form.output_params.zero_point(),
-                    form.relu,
+                    relu,
                     output.as_mut_ptr(),
                     accumulators.as_mut_ptr(),
                     pack_buffer.as_mut_ptr().cast(),

@@ -121,6 +121,7 @@ pub(crate) fn linear_static(
     _: &[f32],
     _: &mut [u8],
     _: &crate::fixed_point::Fixed,
+    _: bool,
 ) -> Result<()> {
     match packed.0 {}
 }

@@ -67,7 +67,7 @@ impl U8Params {
 /// let (of_input, of_output) = (U8Params::new(0.1, 100)?, U8Params::new(0.02, 128)?);
 /// let q = fbgemm::linear_static(&[110, 120, 130], of_input, &weight, &packed, Some(&[0.1, 0.2]), of_output)?;
 /// // 1.0, 2.0 and 3.0 in; −0.65 and 0.2 out.
-/// assert_eq!(q, [95, 138]);
+/// assert_eq!(q, [96, 138]);
 /// # Ok::<(), fbgemm::Error>(())
 /// ```
 ///
@@ -105,7 +105,7 @@ pub fn linear_static_into(
     output_params: U8Params,
     output: &mut [u8],
 ) -> Result<()> {
-    run(input, weight.parameters(), packed, bias, output, &Fixed { input_params, output_params, relu: false })
+    run(input, weight.parameters(), packed, bias, output, &Fixed { input_params, output_params }, false)
 }
 
 /// PyTorch's `quantized::linear_relu`, bit-identical: [`linear_static`], and no output is below its zero point.
@@ -149,7 +149,7 @@ pub fn linear_relu_static_into(
     output_params: U8Params,
     output: &mut [u8],
 ) -> Result<()> {
-    run(input, weight.parameters(), packed, bias, output, &Fixed { input_params, output_params, relu: true })
+    run(input, weight.parameters(), packed, bias, output, &Fixed { input_params, output_params }, true)
 }
 
 fn new_output(input: &[u8], weight: &QuantizedWeight) -> Result<Vec<u8>> {
@@ -157,11 +157,10 @@ fn new_output(input: &[u8], weight: &QuantizedWeight) -> Result<Vec<u8>> {
     Ok(vec![0; rows * weight.out_features()])
 }
 
-/// What else there is to an operation than its operands.
+/// What an operation's inputs and outputs stand for.
 pub(crate) struct Fixed {
     pub(crate) input_params: U8Params,
     pub(crate) output_params: U8Params,
-    pub(crate) relu: bool,
 }
 
 impl Fixed {
@@ -180,6 +179,7 @@ fn run(
     bias: Option<&[f32]>,
     output: &mut [u8],
     form: &Fixed,
+    relu: bool,
 ) -> Result<()> {
     let isa = linear::check(input, weight, packed, bias, output)?;
     if input.is_empty() {
@@ -188,7 +188,7 @@ fn run(
     let (low, high) = finite_range(bias.unwrap_or_default(), "bias", isa)?;
     let largest = linear::check_params(weight, form.input_params.scale, form.input_params.zero_point)?;
     check_outputs(weight, largest, bias, low.abs().max(high.abs()), form)?;
-    ffi::linear_static(input, packed.ffi(), weight, bias.unwrap_or_default(), output, form)
+    ffi::linear_static(input, packed.ffi(), weight, bias.unwrap_or_default(), output, form, relu)
 }
 
 /// Checks that no output is so many steps that FBGEMM's conversion to int32 wraps around to the other end. PyTorch
