@@ -172,7 +172,7 @@ impl Fixed {
     }
 }
 
-fn run(
+pub(crate) fn run(
     input: &[u8],
     weight: &Parameters,
     packed: &PackedMatrix,

@@ -1,9 +1,10 @@
 //! A quantized linear layer that carries its own weight, packed while it runs and plain when it travels.
 
 use crate::element::Element;
+use crate::fixed_point::{self, Fixed};
 use crate::input::InputScheme;
 use crate::weight::Parameters;
-use crate::{Error, PackedMatrix, QuantizedWeight, Result, linear, quantize_weight};
+use crate::{Error, PackedMatrix, QuantizedWeight, Result, U8Params, linear, quantize_weight};
 use std::sync::Arc;
 
 /// A linear layer, y = x·Wᵀ + b, with its weight in int8, packed for the CPU it runs on.
@@ -180,9 +181,9 @@ impl QuantizedLinear {
     /// Into how many parts a call with so many rows is worth splitting, up to `threads`: 1 where handing a part to
     /// another thread would cost about what it saves.
     pub fn tasks_worth(&self, rows: usize, threads: usize) -> usize {
-        // Nanoseconds of work that a part must have, as waking another thread takes 30 to 50 thousand; and what a core
+        // Nanoseconds of work that a part must have, as waking another thread takes 30 to 80 thousand; and what a core
         // does in one, multiply-adds or bytes of the weight read (benches/README.md).
-        const LEAST: usize = 75_000;
+        const LEAST: usize = 120_000;
         const READ: usize = 64;
         let multiplied = if self.shared.packed.isa().sums_pairs_exactly() { 190 } else { 100 };
         let weight = self.out_features() * self.in_features();
@@ -213,6 +214,25 @@ impl QuantizedLinear {
             self.forward(&vec![0f32; rows * self.in_features()])?;
         }
         Ok(())
+    }
+
+    /// PyTorch's static `quantized::linear` or, with `relu`, `linear_relu` by this layer: unsigned 8 bits in and out, with
+    /// parameters that a calibration found, whatever the layer's own input scheme. See
+    /// [`linear_static`](crate::linear_static).
+    ///
+    /// # Errors
+    /// Those of [`linear_static_into`](crate::linear_static_into).
+    pub fn forward_static(
+        &self,
+        input: &[u8],
+        input_params: U8Params,
+        output: &mut [u8],
+        output_params: U8Params,
+        relu: bool,
+    ) -> Result<()> {
+        let Shared { parameters, packed, bias } = &*self.shared;
+        let form = Fixed { input_params, output_params };
+        fixed_point::run(input, parameters, packed, bias.as_deref(), output, &form, relu)
     }
 
     /// Where the time of one call goes. The input is quantized a second time, alone, to tell that part from the rest.

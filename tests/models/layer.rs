@@ -3,7 +3,7 @@
 use crate::cases::CaseFile;
 use crate::{bits, folder, golden, numbers};
 use fbgemm::{
-    Error, InputScheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, WeightScheme,
+    Error, InputScheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, U8Params, WeightScheme,
     load_linear_modules, quantize_weight, quantize_weight_as, save_linear_modules, unload_linear_modules,
 };
 use std::collections::BTreeMap;
@@ -274,4 +274,23 @@ fn a_profile_computes_the_call_and_names_all_of_its_time() {
     let sum = profile.range + profile.quantize + profile.multiply + profile.rest;
     assert!(!profile.multiply.is_zero() && sum <= elapsed, "{profile:?} of {elapsed:?}");
     assert!(matches!(layer.profile(&[1.0; 41], &mut output), Err(Error::PartialRow { .. })));
+}
+
+#[test]
+fn a_layer_runs_pytorchs_static_operators() {
+    let (weight, bias) = (numbers(24 * 40, 1, 0.1), numbers(24, 2, 1.0));
+    let q = quantize_weight(&weight, 24, 40).unwrap();
+    let packed = q.pack().unwrap();
+    let layer = QuantizedLinear::new(&weight, Some(&bias), 24, 40).unwrap();
+    let (of_input, of_output) = (U8Params::new(0.03, 120).unwrap(), U8Params::new(0.02, 90).unwrap());
+    let input: Vec<u8> = (0..3 * 40).map(|i| (i * 37 % 256) as u8).collect();
+    let mut output = vec![0; 3 * 24];
+    for (relu, operator) in
+        [(false, fbgemm::linear_static as fn(_, _, _, _, _, _) -> _), (true, fbgemm::linear_relu_static)]
+    {
+        layer.forward_static(&input, of_input, &mut output, of_output, relu).unwrap();
+        let expected: fbgemm::Result<Vec<u8>> = operator(&input[..], of_input, &q, &packed, Some(&bias[..]), of_output);
+        assert_eq!(output, expected.unwrap());
+    }
+    assert!(output.iter().all(|&q| q >= 90) && output.iter().any(|&q| q > 90));
 }
