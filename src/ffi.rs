@@ -456,7 +456,8 @@ impl Linear<'_> {
         let Packed { out_features: n, in_features: k, ref blocking, .. } = *self.packed;
         let (rows, width, depth) = (self.rows as usize, n as usize, k as usize);
         let (first, last) = (rows * task / tasks, rows * (task + 1) / tasks);
-        let at_once = (last - first).min(rows_at_once(width, blocking.MCB as usize));
+        let block = blocking.MCB as usize;
+        let at_once = (last - first).min(rows_at_once(width, block)).min(rows_at_once(depth.div_ceil(4), block));
         if at_once == 0 {
             return Ok(());
         }

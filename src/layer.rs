@@ -322,6 +322,11 @@ impl PortableLinear {
         self.input
     }
 
+    /// As [`QuantizedLinear::saturation_risk`].
+    pub fn saturation_risk(&self) -> u64 {
+        if self.input.never_saturates() { 0 } else { self.weight.saturating_pairs() }
+    }
+
     /// The weight.
     pub fn weight(&self) -> &QuantizedWeight {
         &self.weight

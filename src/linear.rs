@@ -286,8 +286,9 @@ pub(crate) fn profile(
 }
 
 /// Drops the calling thread's buffer. It grows to what the largest operation on the thread needed: the sums of the rows
-/// that are computed at once (at most 8 MiB, or 128 bytes for each of `out_features` where that is more), and at most
-/// 1.1 MB for the quantized input. The next operation makes it anew.
+/// that are computed at once (at most 8 MiB, or 128 bytes for each of `out_features` where that is more), at most 0.2 MB
+/// for a part of the quantized input, and, per row, as much of the input as rows (at most 8 MiB, or 32 bytes for each of
+/// `in_features`). The next operation makes it anew.
 pub fn release_thread_buffer() {
     ffi::release_scratch();
 }

@@ -150,8 +150,7 @@ fn describe(file: &ModelFile, size: usize, as_json: bool) -> fbgemm::Result<Stri
         let layer = file.portable(name)?;
         let weight = layer.weight();
         let pairs = weight.out_features() * weight.in_features().div_ceil(2);
-        let risk = if layer.input_scheme().is_reduced() { 0 } else { weight.saturating_pairs() };
-        layers.push((name, layer.bias().is_some(), risk as f64 / pairs as f64, layer));
+        layers.push((name, layer.bias().is_some(), layer.saturation_risk() as f64 / pairs as f64, layer));
     }
     let parts = ["weight", "scale", "zero_point", "col_offsets", "bias"];
     let of_layer = |layer| parts.map(|part| fbgemm::join_name(layer, part));

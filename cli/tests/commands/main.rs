@@ -250,7 +250,9 @@ fn an_unsupported_cpu_exits_with_3() {
         return;
     }
     let golden = golden("hazards-avx2");
-    for arguments in [&["info"][..], &["demo"], &["verify", &golden], &["quantize", &golden, "out"]] {
+    for arguments in
+        [&["info"][..], &["demo"], &["verify", &golden], &["quantize", &golden, "out"], &["bench", "--quick"]]
+    {
         let output = qemu(arguments).unwrap();
         assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("lacks AVX2"), "{}", stderr(&output));
