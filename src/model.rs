@@ -14,6 +14,7 @@ use wildmatch::WildMatch;
 /// [`quantize_linear_modules`] can turn the one into the other.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Linear {
     /// In fp32.
     Float(FloatLinear),
