@@ -237,7 +237,7 @@ impl<'a> ModelFile<'a> {
         let zero_points = numbers(part("zero_point")?.data(), i32::from_le_bytes);
         let col_offsets = numbers(part("col_offsets")?.data(), i32::from_le_bytes);
         let data = numbers(part("weight")?.data(), i8::from_le_bytes);
-        let weight = QuantizedWeight::from_channels(data, col_offsets, scales, zero_points, n, k)?;
+        let weight = QuantizedWeight::from_stored(data, col_offsets, scales, zero_points, n, k)?;
         let input = match self.metadata.get(&format!("{INPUT_KEY}{name}")) {
             Some(scheme) => scheme.parse()?,
             None => InputScheme::new(),

@@ -423,7 +423,7 @@ mod stored {
             if (scales.first(), zero_points.first()) != (Some(&s.scale), Some(&s.zero_point)) {
                 return Err(D::Error::custom("scale and zero_point are not the first of scales and zero_points"));
             }
-            let weight = QuantizedWeight::from_channels(
+            let weight = QuantizedWeight::from_stored(
                 s.weight.into_owned(),
                 s.col_offsets.into_owned(),
                 scales,
@@ -446,5 +446,26 @@ mod stored {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             PortableLinear::deserialize(deserializer)?.pack().map_err(D::Error::custom)
         }
+    }
+}
+
+#[cfg(all(test, feature = "serde", feature = "safetensors"))]
+mod tests {
+    use super::*;
+    use crate::{Linear, ModelFile, save_linear_modules};
+
+    /// Of one output, one scale can be the whole weight's or the output's own: FBGEMM's static output stage rounds a bias
+    /// otherwise for the one than for the other.
+    #[test]
+    fn a_stored_layer_of_one_output_stays_per_tensor() {
+        let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25], Some(&[0.1]), 1, 3).unwrap();
+        assert!(!layer.shared.parameters.per_channel);
+        let again: QuantizedLinear = serde_json::from_str(&serde_json::to_string(&layer).unwrap()).unwrap();
+        assert!(!again.shared.parameters.per_channel);
+        let path = std::env::temp_dir().join(format!("fbgemm-one-output-{}.safetensors", std::process::id()));
+        save_linear_modules(&Linear::from(layer), &[], &path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(!ModelFile::parse(&bytes).unwrap().portable("").unwrap().weight().parameters().per_channel);
     }
 }

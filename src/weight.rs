@@ -169,6 +169,24 @@ impl QuantizedWeight {
         }
     }
 
+    /// From a stored layer's parts: a single scale is the whole weight's, also where there is one output.
+    #[cfg(any(feature = "safetensors", feature = "serde"))]
+    pub(crate) fn from_stored(
+        data: Vec<i8>,
+        col_offsets: Vec<i32>,
+        scales: Vec<f32>,
+        zero_points: Vec<i32>,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Self> {
+        match (&scales[..], &zero_points[..]) {
+            (&[scale], &[zero_point]) => {
+                Self::from_parts(data, col_offsets, scale, zero_point, out_features, in_features)
+            }
+            _ => Self::from_channels(data, col_offsets, scales, zero_points, out_features, in_features),
+        }
+    }
+
     /// The quantized values, `out_features` rows of `in_features`.
     pub fn data(&self) -> &[i8] {
         &self.data
