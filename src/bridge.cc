@@ -81,6 +81,19 @@ fbgemm::BlockingFactors choose_blocking(std::int32_t k) {
   }
 }
 
+using Granularity = fbgemm::QuantizationGranularity;
+
+// Runs `run` with FBGEMM's output stages' two switches, which are template parameters.
+template <typename Run>
+void choose_stage(bool relu, bool per_channel, const Run& run) {
+  if (per_channel) {
+    relu ? run.template operator()<true, Granularity::OUT_CHANNEL>()
+         : run.template operator()<false, Granularity::OUT_CHANNEL>();
+  } else {
+    relu ? run.template operator()<true, Granularity::TENSOR>() : run.template operator()<false, Granularity::TENSOR>();
+  }
+}
+
 }  // namespace
 
 void Unmap::operator()(std::int8_t* memory) const noexcept {
@@ -223,7 +236,6 @@ void linear_int8(
     std::int32_t* row_offsets,
     std::int32_t task,
     std::int32_t tasks) {
-  using Granularity = fbgemm::QuantizationGranularity;
   fbgemm::PackAWithQuantRowOffset<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer,
       input_params.scale, input_params.zero_point, /*groups=*/1, row_offsets, &weight.blocking());
@@ -237,12 +249,7 @@ void linear_int8(
         packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage, task, tasks,
         &weight.blocking());
   };
-  if (weight_scales.size() == 1) {
-    relu ? run.template operator()<true, Granularity::TENSOR>() : run.template operator()<false, Granularity::TENSOR>();
-  } else {
-    relu ? run.template operator()<true, Granularity::OUT_CHANNEL>()
-         : run.template operator()<false, Granularity::OUT_CHANNEL>();
-  }
+  choose_stage(relu, /*per_channel=*/weight_scales.size() > 1, run);
 }
 
 void linear_static(
@@ -264,7 +271,6 @@ void linear_static(
     std::int32_t* accumulators,
     std::uint8_t* pack_buffer,
     std::int32_t* row_offsets) {
-  using Granularity = fbgemm::QuantizationGranularity;
   fbgemm::PackAWithRowOffset<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer, /*groups=*/1, row_offsets,
       &weight.blocking());
@@ -278,12 +284,7 @@ void linear_static(
         packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage,
         /*thread_id=*/0, /*num_threads=*/1, &weight.blocking());
   };
-  if (per_channel) {
-    relu ? run.template operator()<true, Granularity::OUT_CHANNEL>()
-         : run.template operator()<false, Granularity::OUT_CHANNEL>();
-  } else {
-    relu ? run.template operator()<true, Granularity::TENSOR>() : run.template operator()<false, Granularity::TENSOR>();
-  }
+  choose_stage(relu, per_channel, run);
 }
 
 void quantize_input(

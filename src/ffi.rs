@@ -214,6 +214,13 @@ impl Packed {
         Ok(Self { handle, out_features: n, in_features: k, isa, blocking })
     }
 
+    /// What an operation with this weight needs beside its sums, in elements of 32 bits: for a part of the quantized
+    /// input, and for the sums of its rows, of which FBGEMM takes so many at once.
+    fn buffers(&self) -> (usize, usize) {
+        let BlockingFactors { MCB: rows, KCB: depth, .. } = self.blocking;
+        ((rows * depth) as usize / size_of::<i32>(), rows as usize)
+    }
+
     /// The weight again; [`crate::packed`] has checked that FBGEMM still uses the same instruction set.
     pub(crate) fn unpack(&self) -> Result<Vec<i8>> {
         let mut weight = vec![0; self.out_features as usize * self.in_features as usize];
@@ -407,10 +414,10 @@ impl<'a> Linear<'a> {
         if let Some(scheme) = self.row_scheme {
             return self.rows_task(scheme, output, task, tasks);
         }
-        let Packed { out_features: n, in_features: k, ref blocking, .. } = *self.packed;
+        let Packed { out_features: n, in_features: k, .. } = *self.packed;
         let (rows, width) = (self.rows as usize, n as usize);
-        let rows_at_once = rows.min(rows_at_once(width, blocking.MCB as usize));
-        let (pack, offsets) = ((blocking.MCB * blocking.KCB) as usize / size_of::<i32>(), blocking.MCB as usize);
+        let (pack, offsets) = self.packed.buffers();
+        let rows_at_once = rows.min(rows_at_once(width, offsets));
         with_scratch(pack + rows_at_once * width + offsets, |scratch| {
             let (pack_buffer, rest) = scratch.split_at_mut(pack);
             let (accumulators, row_offsets) = rest.split_at_mut(rows_at_once * width);
@@ -453,15 +460,14 @@ impl<'a> Linear<'a> {
 impl Linear<'_> {
     /// Part `task` of `tasks`: so many of the rows.
     fn rows_task(&self, scheme: InputScheme, output: &Output, task: usize, tasks: usize) -> Result<()> {
-        let Packed { out_features: n, in_features: k, ref blocking, .. } = *self.packed;
+        let Packed { out_features: n, in_features: k, .. } = *self.packed;
         let (rows, width, depth) = (self.rows as usize, n as usize, k as usize);
         let (first, last) = (rows * task / tasks, rows * (task + 1) / tasks);
-        let block = blocking.MCB as usize;
+        let (pack, block) = self.packed.buffers();
         let at_once = (last - first).min(rows_at_once(width, block)).min(rows_at_once(depth.div_ceil(4), block));
         if at_once == 0 {
             return Ok(());
         }
-        let pack = (blocking.MCB * blocking.KCB) as usize / size_of::<i32>();
         let bytes = (at_once * depth).div_ceil(size_of::<i32>());
         with_scratch(pack + at_once * (width + 2) + bytes, |scratch| {
             let (pack_buffer, rest) = scratch.split_at_mut(pack);
@@ -565,15 +571,15 @@ pub(crate) fn linear_static(
     form: &Fixed,
     relu: bool,
 ) -> Result<()> {
-    let Packed { out_features: n, in_features: k, ref blocking, .. } = *packed;
+    let Packed { out_features: n, in_features: k, .. } = *packed;
     let (width, depth, channels) = (n as usize, k as usize, weight.scales.len());
     let rows = input.len() / depth;
     assert!(input.len() == rows * depth && output.len() == rows * width && (bias.is_empty() || bias.len() == width));
     assert!(weight.col_offsets.len() == width && (channels == 1 || channels == width));
     assert!(weight.zero_points.len() == channels && (channels == width || !weight.per_channel));
     dimension(input.len().max(output.len()));
-    let rows_at_once = rows.min(rows_at_once(width, blocking.MCB as usize)).max(1);
-    let (pack, offsets) = ((blocking.MCB * blocking.KCB) as usize / size_of::<i32>(), blocking.MCB as usize);
+    let (pack, offsets) = packed.buffers();
+    let rows_at_once = rows.min(rows_at_once(width, offsets)).max(1);
     with_scratch(pack + rows_at_once * width + offsets + 2 * channels, |scratch| {
         let (pack_buffer, rest) = scratch.split_at_mut(pack);
         let (accumulators, rest) = rest.split_at_mut(rows_at_once * width);
@@ -622,8 +628,8 @@ pub(crate) fn linear_static(
 impl Linear<'_> {
     /// Quantizes the input alone, as [`run`](Self::run) does before it multiplies.
     pub(crate) fn quantize_input(&self) -> Result<()> {
-        let Packed { in_features: k, ref blocking, .. } = *self.packed;
-        let (pack, offsets) = ((blocking.MCB * blocking.KCB) as usize / size_of::<i32>(), blocking.MCB as usize);
+        let k = self.packed.in_features;
+        let (pack, offsets) = self.packed.buffers();
         with_scratch(pack + offsets, |scratch| {
             let (pack_buffer, row_offsets) = scratch.split_at_mut(pack);
             let (pack_buffer, row_offsets) = (pack_buffer.as_mut_ptr().cast(), row_offsets.as_mut_ptr());

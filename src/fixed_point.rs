@@ -85,7 +85,7 @@ pub fn linear_static(
     bias: Option<&[f32]>,
     output_params: U8Params,
 ) -> Result<Vec<u8>> {
-    let mut output = new_output(input, weight)?;
+    let mut output = linear::new_output(input, weight.out_features(), weight.in_features())?;
     linear_static_into(input, input_params, weight, packed, bias, output_params, &mut output)?;
     Ok(output)
 }
@@ -131,7 +131,7 @@ pub fn linear_relu_static(
     bias: Option<&[f32]>,
     output_params: U8Params,
 ) -> Result<Vec<u8>> {
-    let mut output = new_output(input, weight)?;
+    let mut output = linear::new_output(input, weight.out_features(), weight.in_features())?;
     linear_relu_static_into(input, input_params, weight, packed, bias, output_params, &mut output)?;
     Ok(output)
 }
@@ -150,11 +150,6 @@ pub fn linear_relu_static_into(
     output: &mut [u8],
 ) -> Result<()> {
     run(input, weight.parameters(), packed, bias, output, &Fixed { input_params, output_params }, true)
-}
-
-fn new_output(input: &[u8], weight: &QuantizedWeight) -> Result<Vec<u8>> {
-    let rows = linear::rows(input.len(), weight.out_features(), weight.in_features())?;
-    Ok(vec![0; rows * weight.out_features()])
 }
 
 /// What an operation's inputs and outputs stand for.
@@ -210,7 +205,7 @@ fn check_outputs(
     };
     // Of all outputs at once, no less than of any: nearly always few enough.
     let smallest = weight.scales.iter().copied().fold(f32::INFINITY, f32::min);
-    if steps(smallest, weight.largest_scale(), bias.and(Some(largest_bias))) <= LIMIT {
+    if steps(smallest, weight.largest_scale, bias.and(Some(largest_bias))) <= LIMIT {
         return Ok(());
     }
     let of_output = |output: usize| {

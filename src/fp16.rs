@@ -1,8 +1,9 @@
 //! The operation with weights in half precision: float in, float out, fp16 weights in between.
 
 use crate::element::Element;
-use crate::linear::{check_lengths, rows};
+use crate::linear::{check_bias, check_lengths, new_output, rows};
 use crate::range::finite_range;
+use crate::weight::check_padded;
 use crate::{Error, Isa, Result, cpu_support, ffi};
 use std::sync::Arc;
 
@@ -129,8 +130,7 @@ pub fn pack_matrix_fp16(weight: &[f32], out_features: usize, in_features: usize)
 /// [`Error::PartialRow`] or [`Error::WrongLength`] for lengths that don't fit the weight; [`Error::TooLarge`] from
 /// 2³¹ elements of input or output; [`Error::InstructionSetChanged`]; and those of [`cpu_support`].
 pub fn linear_fp16_weight(input: &[f32], packed: &PackedMatrixFp16, bias: Option<&[f32]>) -> Result<Vec<f32>> {
-    let rows = rows(input.len(), packed.out_features(), packed.in_features())?;
-    let mut output = vec![0.0; rows * packed.out_features()];
+    let mut output = new_output(input, packed.out_features(), packed.in_features())?;
     linear_fp16_weight_into(input, packed, bias, &mut output)?;
     Ok(output)
 }
@@ -194,9 +194,7 @@ impl HalfLinear {
     /// # Errors
     /// Those of [`pack_matrix_fp16`]; [`Error::WrongLength`] for the bias.
     pub fn new(weight: &[f32], bias: Option<&[f32]>, out_features: usize, in_features: usize) -> Result<Self> {
-        if let Some(given) = bias.map(<[f32]>::len).filter(|&given| given != out_features) {
-            return Err(Error::WrongLength { what: "bias", given, expected: out_features });
-        }
+        check_bias(bias, out_features)?;
         let packed = pack_matrix_fp16(weight, out_features, in_features)?;
         Ok(Self { shared: Arc::new(Shared { packed, bias: bias.map(<[f32]>::to_vec) }) })
     }
@@ -234,8 +232,7 @@ impl HalfLinear {
     /// # Errors
     /// Those of [`linear_fp16_weight`].
     pub fn forward<T: Element>(&self, input: &[T]) -> Result<Vec<T>> {
-        let rows = rows(input.len(), self.out_features(), self.in_features())?;
-        let mut output = vec![T::default(); rows * self.out_features()];
+        let mut output = new_output(input, self.out_features(), self.in_features())?;
         self.forward_into(input, &mut output)?;
         Ok(output)
     }
@@ -306,19 +303,6 @@ impl std::fmt::Debug for HalfLinear {
 fn check_length(given: usize, out_features: usize, in_features: usize) -> Result<()> {
     /// FBGEMM's blocks: 512 rows of its matrix, which is ours transposed, and 16 or 32 columns.
     const BLOCK: (usize, usize) = (32, 512);
-    const LIMIT: usize = i32::MAX as usize;
-    for (what, size) in [("out_features", out_features), ("in_features", in_features)] {
-        if size == 0 {
-            return Err(Error::ZeroDimension { what });
-        }
-    }
-    let padded = out_features
-        .checked_next_multiple_of(BLOCK.0)
-        .zip(in_features.checked_next_multiple_of(BLOCK.1))
-        .and_then(|(rows, columns)| rows.checked_mul(columns));
-    if padded.is_none_or(|elements| elements > LIMIT) {
-        return Err(Error::TooLarge { what: "weight", rows: out_features, columns: in_features, limit: LIMIT });
-    }
-    let expected = out_features * in_features;
-    if given == expected { Ok(()) } else { Err(Error::WrongLength { what: "weight", given, expected }) }
+    let padded = out_features.checked_next_multiple_of(BLOCK.0).zip(in_features.checked_next_multiple_of(BLOCK.1));
+    check_padded("weight", given, out_features, in_features, padded)
 }

@@ -144,8 +144,7 @@ impl QuantizedLinear {
     /// # Errors
     /// Those of [`linear_int8_weight`](crate::linear_int8_weight). A value beyond the range of `f32` is infinite there.
     pub fn forward<T: Element>(&self, input: &[T]) -> Result<Vec<T>> {
-        let rows = linear::rows(input.len(), self.out_features(), self.in_features())?;
-        let mut output = vec![T::default(); rows * self.out_features()];
+        let mut output = linear::new_output(input, self.out_features(), self.in_features())?;
         self.forward_into(input, &mut output)?;
         Ok(output)
     }
@@ -304,12 +303,8 @@ impl PortableLinear {
     /// # Errors
     /// [`Error::WrongLength`] for a bias of another length.
     pub fn new(weight: QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Self> {
-        match bias.as_ref().map(Vec::len) {
-            Some(given) if given != weight.out_features() => {
-                Err(Error::WrongLength { what: "bias", given, expected: weight.out_features() })
-            }
-            _ => Ok(Self { weight, bias, input: InputScheme::new() }),
-        }
+        linear::check_bias(bias.as_deref(), weight.out_features())?;
+        Ok(Self { weight, bias, input: InputScheme::new() })
     }
 
     /// The same layer with another way to quantize the input.

@@ -40,8 +40,7 @@ pub fn linear_int8_weight(
     packed: &PackedMatrix,
     bias: Option<&[f32]>,
 ) -> Result<Vec<f32>> {
-    let rows = rows(input.len(), weight.out_features(), weight.in_features())?;
-    let mut output = vec![0.0; rows * weight.out_features()];
+    let mut output = new_output(input, weight.out_features(), weight.in_features())?;
     linear_int8_weight_into(input, weight, packed, bias, &mut output)?;
     Ok(output)
 }
@@ -155,8 +154,7 @@ fn dynamic(
     reduce_range: bool,
     relu: bool,
 ) -> Result<Vec<f32>> {
-    let rows = rows(input.len(), weight.out_features(), weight.in_features())?;
-    let mut output = vec![0.0; rows * weight.out_features()];
+    let mut output = new_output(input, weight.out_features(), weight.in_features())?;
     let scheme = InputScheme { reduced_range: reduce_range, ..InputScheme::new().as_linear_dynamic() };
     let form = Form { scheme, relu };
     run(input, weight.parameters(), packed, bias, &mut output, &form, 1, |task| task(0))?;
@@ -226,7 +224,7 @@ pub(crate) fn check<T>(
 /// sum can have.
 pub(crate) fn check_params(weight: &Parameters, scale: f32, zero_point: i32) -> Result<u64> {
     let bound = weight.check_sums(zero_point)?;
-    let largest = weight.largest_scale();
+    let largest = weight.largest_scale;
     if (scale * largest).is_finite() { Ok(bound) } else { Err(Error::ScaleOverflow { input: scale, weight: largest }) }
 }
 
@@ -314,11 +312,22 @@ pub(crate) fn rows(len: usize, out_features: usize, in_features: usize) -> Resul
     Ok(rows)
 }
 
+/// An output for an input of whole rows.
+pub(crate) fn new_output<T: Clone + Default>(input: &[T], out_features: usize, in_features: usize) -> Result<Vec<T>> {
+    Ok(vec![T::default(); rows(input.len(), out_features, in_features)? * out_features])
+}
+
 /// Checks the bias's and the output's length.
 pub(crate) fn check_lengths<T>(bias: Option<&[f32]>, output: &[T], rows: usize, out_features: usize) -> Result<()> {
-    let same = |what, given, expected| {
-        if given == expected { Ok(()) } else { Err(Error::WrongLength { what, given, expected }) }
-    };
-    same("bias", bias.map_or(out_features, <[f32]>::len), out_features)?;
-    same("output", output.len(), rows * out_features)
+    check_bias(bias, out_features)?;
+    same_length("output", output.len(), rows * out_features)
+}
+
+/// Checks that a bias, if there is one, has a value for each output.
+pub(crate) fn check_bias(bias: Option<&[f32]>, out_features: usize) -> Result<()> {
+    same_length("bias", bias.map_or(out_features, <[f32]>::len), out_features)
+}
+
+fn same_length(what: &'static str, given: usize, expected: usize) -> Result<()> {
+    if given == expected { Ok(()) } else { Err(Error::WrongLength { what, given, expected }) }
 }

@@ -93,8 +93,7 @@ impl Linear {
         if let Self::Unloaded { .. } = self {
             return Err(Error::NotLoaded);
         }
-        let rows = linear::rows(input.len(), self.out_features(), self.in_features())?;
-        let mut output = vec![T::default(); rows * self.out_features()];
+        let mut output = linear::new_output(input, self.out_features(), self.in_features())?;
         self.forward_into(input, &mut output)?;
         Ok(output)
     }
@@ -157,12 +156,8 @@ impl FloatLinear {
     /// [`Error::ZeroDimension`], [`Error::WrongLength`], [`Error::TooLarge`].
     pub fn new(weight: Vec<f32>, bias: Option<Vec<f32>>, out_features: usize, in_features: usize) -> Result<Self> {
         crate::weight::check_length("weight", weight.len(), out_features, in_features)?;
-        match bias.as_ref().map(Vec::len) {
-            Some(given) if given != out_features => {
-                Err(Error::WrongLength { what: "bias", given, expected: out_features })
-            }
-            _ => Ok(Self { weight, bias, out_features, in_features }),
-        }
+        linear::check_bias(bias.as_deref(), out_features)?;
+        Ok(Self { weight, bias, out_features, in_features })
     }
 
     /// The weight, `out_features` rows of `in_features`.

@@ -20,6 +20,8 @@ pub(crate) struct Parameters {
     reach: u64,
     clamp: u64,
     pub(crate) saturating_pairs: u64,
+    /// The largest scale of any output.
+    pub(crate) largest_scale: f32,
     pub(crate) fingerprint: u64,
 }
 
@@ -52,6 +54,7 @@ impl Parameters {
             clamp = clamp.max(sums.clamp);
             saturating_pairs += sums.saturating;
         }
+        let largest_scale = scales.iter().copied().fold(0.0, f32::max);
         let fingerprint = fingerprint(data, out_features, in_features);
         Ok(Self {
             scales,
@@ -63,6 +66,7 @@ impl Parameters {
             reach,
             clamp,
             saturating_pairs,
+            largest_scale,
             fingerprint,
         })
     }
@@ -73,11 +77,6 @@ impl Parameters {
         let steps = input_zero_point.max(255 - input_zero_point).unsigned_abs();
         let bound = self.reach * u64::from(steps) + self.clamp;
         if bound > i32::MAX as u64 { Err(Error::AccumulatorOverflow { bound }) } else { Ok(bound) }
-    }
-
-    /// The largest scale of any output.
-    pub(crate) fn largest_scale(&self) -> f32 {
-        self.scales.iter().copied().fold(0.0, f32::max)
     }
 
     /// The weight that these parameters belong to, given back by a packed matrix.
@@ -179,12 +178,8 @@ impl QuantizedWeight {
         out_features: usize,
         in_features: usize,
     ) -> Result<Self> {
-        match (&scales[..], &zero_points[..]) {
-            (&[scale], &[zero_point]) => {
-                Self::from_parts(data, col_offsets, scale, zero_point, out_features, in_features)
-            }
-            _ => Self::from_channels(data, col_offsets, scales, zero_points, out_features, in_features),
-        }
+        let per_channel = scales.len() > 1;
+        Self::checked(data, col_offsets, scales, zero_points, per_channel, out_features, in_features)
     }
 
     /// The quantized values, `out_features` rows of `in_features`.
@@ -392,17 +387,28 @@ pub fn quantize_weight_as(
 pub(crate) fn check_length(what: &'static str, given: usize, out_features: usize, in_features: usize) -> Result<()> {
     /// FBGEMM's widest block, over all its x86 kernels.
     const ROWS: usize = 48;
+    let padded = (out_features.checked_next_multiple_of(ROWS))
+        // Blocks of at least 128 are each padded by at most 4.
+        .zip(in_features.checked_add(in_features / 32 + 4));
+    check_padded(what, given, out_features, in_features, padded)
+}
+
+/// [`check_length`] of a matrix that is padded to this many rows and columns, `None` being too many.
+pub(crate) fn check_padded(
+    what: &'static str,
+    given: usize,
+    out_features: usize,
+    in_features: usize,
+    padded: Option<(usize, usize)>,
+) -> Result<()> {
     const LIMIT: usize = i32::MAX as usize;
     for (what, size) in [("out_features", out_features), ("in_features", in_features)] {
         if size == 0 {
             return Err(Error::ZeroDimension { what });
         }
     }
-    let padded = (out_features.checked_next_multiple_of(ROWS))
-        // Blocks of at least 128 are each padded by at most 4.
-        .zip(in_features.checked_add(in_features / 32 + 4))
-        .and_then(|(rows, columns)| rows.checked_mul(columns));
-    if padded.is_none_or(|elements| elements > LIMIT) {
+    let elements = padded.and_then(|(rows, columns)| rows.checked_mul(columns));
+    if elements.is_none_or(|elements| elements > LIMIT) {
         return Err(Error::TooLarge { what, rows: out_features, columns: in_features, limit: LIMIT });
     }
     let expected = out_features * in_features;
