@@ -234,14 +234,15 @@ impl QuantizedLinear {
         fixed_point::run(input, parameters, packed, bias.as_deref(), output, &form, relu)
     }
 
-    /// Where the time of one call goes. The input is quantized a second time, alone, to tell that part from the rest.
+    /// Where the time of one call goes. The input is quantized a second time, alone and per tensor, to tell that part from
+    /// the rest.
     ///
     /// # Errors
     /// As [`forward_into`](Self::forward_into).
     #[cfg(feature = "profile")]
     pub fn profile(&self, input: &[f32], output: &mut [f32]) -> Result<Profile> {
         let Shared { parameters, packed, bias } = &*self.shared;
-        linear::profile(input, parameters, packed, bias.as_deref(), output)
+        linear::profile(input, parameters, packed, bias.as_deref(), output, &self.form())
     }
 
     /// The layer without its packed form: what is stored.

@@ -262,6 +262,7 @@ pub(crate) fn profile(
     packed: &PackedMatrix,
     bias: Option<&[f32]>,
     output: &mut [f32],
+    form: &Form,
 ) -> Result<crate::Profile> {
     use std::time::Instant;
     let start = Instant::now();
@@ -269,7 +270,7 @@ pub(crate) fn profile(
     let checked = Instant::now();
     let range = finite_range(input, "input", isa)?;
     let ranged = Instant::now();
-    let linear = prepare(input, range, weight, packed, bias, &Form::default(), isa)?;
+    let linear = prepare(input, range, weight, packed, bias, form, isa)?;
     let prepared = Instant::now();
     linear.run(output, 1, |task| task(0))?;
     let done = Instant::now();

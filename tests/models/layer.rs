@@ -267,12 +267,15 @@ fn a_profile_computes_the_call_and_names_all_of_its_time() {
     let layer = layer(19);
     let input = numbers(9 * 40, 3, 2.0);
     let mut output = vec![0.0; 9 * 24];
-    let start = std::time::Instant::now();
-    let profile = layer.profile(&input, &mut output).unwrap();
-    let elapsed = start.elapsed();
-    assert_eq!(bits(&output), bits(&layer.forward(&input).unwrap()));
-    let sum = profile.range + profile.quantize + profile.multiply + profile.rest;
-    assert!(!profile.multiply.is_zero() && sum <= elapsed, "{profile:?} of {elapsed:?}");
+    for scheme in [InputScheme::new(), InputScheme::new().per_row(), InputScheme::new().fixed(0.5, 7).unwrap()] {
+        let layer = layer.with_input(scheme);
+        let start = std::time::Instant::now();
+        let profile = layer.profile(&input, &mut output).unwrap();
+        let elapsed = start.elapsed();
+        assert_eq!(bits(&output), bits(&layer.forward(&input).unwrap()), "{scheme}");
+        let sum = profile.range + profile.quantize + profile.multiply + profile.rest;
+        assert!(!profile.multiply.is_zero() && sum <= elapsed, "{profile:?} of {elapsed:?}");
+    }
     assert!(matches!(layer.profile(&[1.0; 41], &mut output), Err(Error::PartialRow { .. })));
 }
 
