@@ -60,27 +60,45 @@ fn handles_are_freed_exactly_once() {
 #[ignore = "counts every handle of its process"]
 fn counting_handles() {
     let live = PackedMatrix::live;
-    assert_eq!(live(), 0);
     let q = weight(1);
+    handles_live_and_die(live, {
+        let q = q.clone();
+        move || q.pack().unwrap()
+    });
     {
         let _one = q.pack().unwrap();
         let _two = fbgemm::pack_matrix(q.data(), 96, 64).unwrap();
         assert_eq!(live(), 2);
     }
     assert_eq!(live(), 0, "dropped");
-
     let packed = q.pack().unwrap();
-    let packed = std::thread::spawn(move || {
-        assert_eq!(packed.out_features(), 64);
-        packed
-    })
-    .join()
-    .unwrap();
+    std::thread::spawn(move || assert_eq!(packed.out_features(), 64)).join().unwrap();
+    assert_eq!(live(), 0, "used and dropped by another thread");
+
+    fbgemm::pack_matrix(&[1; 3], 2, 2).unwrap_err();
+    assert_eq!(live(), 0, "after an error");
+    let packed = q.pack().unwrap();
+    fbgemm::linear_int8_weight(&[f32::NAN; 96], &q, &packed, None).unwrap_err();
+    drop(packed);
+    assert_eq!(live(), 0, "after an operation's error");
+}
+
+/// Counts handles of any kind over drops, moves across threads and panics, from none to none.
+pub fn handles_live_and_die<T: Send + Sync + 'static>(live: fn() -> usize, new: impl Fn() -> T + Send + 'static) {
+    assert_eq!(live(), 0);
+    {
+        let _two = (new(), new());
+        assert_eq!(live(), 2);
+    }
+    assert_eq!(live(), 0, "dropped");
+
+    let handle = new();
+    let handle = std::thread::spawn(move || handle).join().unwrap();
     assert_eq!(live(), 1, "moved to a thread and back");
-    std::thread::spawn(move || drop(packed)).join().unwrap();
+    std::thread::spawn(move || drop(handle)).join().unwrap();
     assert_eq!(live(), 0, "dropped by another thread");
 
-    let shared = std::sync::Arc::new(q.pack().unwrap());
+    let shared = std::sync::Arc::new(new());
     let threads: Vec<_> = (0..8)
         .map(|_| {
             std::thread::spawn({
@@ -94,24 +112,15 @@ fn counting_handles() {
     drop(shared);
     assert_eq!(live(), 0, "shared by threads");
 
-    let panicked = std::thread::spawn({
-        let q = q.clone();
-        move || {
-            let _packed = q.pack().unwrap();
-            panic!("with a handle alive");
-        }
+    for _ in 0..100 {
+        drop(new());
+    }
+    assert_eq!(live(), 0);
+
+    let panicked = std::thread::spawn(move || {
+        let _handle = new();
+        panic!("with a handle alive");
     });
     assert!(panicked.join().is_err());
     assert_eq!(live(), 0, "after a panic");
-
-    fbgemm::pack_matrix(&[1; 3], 2, 2).unwrap_err();
-    assert_eq!(live(), 0, "after an error");
-    let packed = q.pack().unwrap();
-    fbgemm::linear_int8_weight(&[f32::NAN; 96], &q, &packed, None).unwrap_err();
-    drop(packed);
-    assert_eq!(live(), 0, "after an operation's error");
-    for _ in 0..100 {
-        drop(q.pack().unwrap());
-    }
-    assert_eq!(live(), 0);
 }
