@@ -15,7 +15,7 @@ mod tools;
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(fbgemm_linked)");
-    for path in ["build.rs", "build", "include", "src/bridge.cc", "src/ffi.rs", "vendor"] {
+    for path in ["build.rs", "build", "include", "src/ffi", "vendor"] {
         println!("cargo::rerun-if-changed={path}");
     }
     // Documentation needs no FBGEMM, and other targets have none: the crate then refuses at run time.

@@ -12,11 +12,15 @@ pub struct Built {
     libraries: Vec<PathBuf>,
 }
 
+/// The Rust halves; the C++ half of each has the same name.
+const BRIDGES: [&str; 4] = ["src/ffi/fp16.rs", "src/ffi/int8.rs", "src/ffi/library.rs", "src/ffi/quantize.rs"];
+
 pub fn compile(provider: &Provider) -> Result<Built, String> {
     // cxx-build only generates here: both halves of the bridge are compiled by one CMake project.
     let generated = env::out_dir().join("cxxbridge");
-    tools::quietly(|| drop(cxx_build::bridge("src/ffi.rs")))
-        .map_err(|e| format!("cxx could not generate the bridge from src/ffi.rs: {e}"))?;
+    let _ = std::fs::remove_dir_all(&generated); // what an earlier version generated must not be compiled
+    tools::quietly(|| drop(cxx_build::bridges(BRIDGES)))
+        .map_err(|e| format!("cxx could not generate the bridge from src/ffi: {e}"))?;
     let cmake = tools::cmake()?;
     // SAFETY: the build script has one thread, so nothing reads the environment meanwhile.
     unsafe { std::env::set_var("CMAKE", &cmake.program) };

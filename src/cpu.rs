@@ -1,58 +1,9 @@
-//! Which CPUs FBGEMM supports, and the instruction set it uses on this one.
+//! Whether FBGEMM supports this CPU, and the proof of it that every call into FBGEMM asks for.
 
-use crate::ffi;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::ffi::library;
+use crate::isa::Isa;
 use std::sync::OnceLock;
-
-/// The instruction set that FBGEMM's kernels use in this process: the best that the CPU has, unless the variable
-/// `FBGEMM_ENABLE_INSTRUCTIONS` (`AVX2`, `AVX512`, `AVX512_E1`, `AVX512_256`, `AVX512_E1_256`), which FBGEMM reads
-/// once, names a lesser one.
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Isa {
-    /// AVX2.
-    Avx2,
-    /// AVX-512 (F, BW, DQ, VL).
-    Avx512,
-    /// AVX-512 with 256-bit registers only.
-    Avx512Ymm,
-    /// AVX-512 with VNNI.
-    Avx512Vnni,
-    /// AVX-512 with VNNI and 256-bit registers only.
-    Avx512VnniYmm,
-}
-
-impl Isa {
-    /// Whether pairs of products are summed exactly. Without VNNI (`false`), FBGEMM's kernels clamp each sum of
-    /// two neighbouring products to 16 bits, so that large weights times large inputs give another answer than on
-    /// a CPU with VNNI; so does PyTorch.
-    pub fn sums_pairs_exactly(self) -> bool {
-        matches!(self, Isa::Avx512Vnni | Isa::Avx512VnniYmm)
-    }
-
-    /// The value of `FBGEMM_ENABLE_INSTRUCTIONS` that limits FBGEMM to this instruction set.
-    pub fn variable(self) -> &'static str {
-        match self {
-            Isa::Avx2 => "AVX2",
-            Isa::Avx512 => "AVX512",
-            Isa::Avx512Ymm => "AVX512_256",
-            Isa::Avx512Vnni => "AVX512_E1",
-            Isa::Avx512VnniYmm => "AVX512_E1_256",
-        }
-    }
-}
-
-impl std::fmt::Display for Isa {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Isa::Avx2 => "AVX2",
-            Isa::Avx512 => "AVX-512",
-            Isa::Avx512Ymm => "AVX-512 (256-bit)",
-            Isa::Avx512Vnni => "AVX-512 VNNI",
-            Isa::Avx512VnniYmm => "AVX-512 VNNI (256-bit)",
-        })
-    }
-}
 
 /// The instruction set that FBGEMM uses here, or why it can't run. Every operation asks this first, so a service
 /// calls it once at start to fail early.
@@ -67,30 +18,62 @@ impl std::fmt::Display for Isa {
 /// [`Error::UnsupportedTarget`] where the crate was built without FBGEMM, [`Error::UnsupportedCpu`] on a CPU
 /// without AVX2 or FMA.
 pub fn cpu_support() -> Result<Isa> {
-    static CHECKED: OnceLock<Result<()>> = OnceLock::new();
-    CHECKED.get_or_init(check).clone()?;
-    // Not remembered: something else in the process can still make FBGEMM choose another one.
-    ffi::instruction_set()
+    SupportedCpu::get().map(SupportedCpu::isa)
 }
 
-#[cfg(fbgemm_linked)]
-fn check() -> Result<()> {
-    // Asked before FBGEMM is: its own answer says no more than no.
-    let has = [("AVX2", is_x86_feature_detected!("avx2")), ("FMA", is_x86_feature_detected!("fma"))];
-    if let Some((missing, _)) = has.iter().find(|(_, has)| !has) {
-        return Err(Error::UnsupportedCpu { missing });
+/// Proof that FBGEMM supports this CPU, which therefore has AVX2 and FMA: [`get`](Self::get) alone makes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SupportedCpu {
+    isa: Isa,
+}
+
+impl SupportedCpu {
+    pub(crate) fn get() -> Result<Self> {
+        static MISSING: OnceLock<Option<&'static str>> = OnceLock::new();
+        if let Err(target) = library::TARGET {
+            return Err(Error::UnsupportedTarget { target });
+        }
+        if let Some(missing) = *MISSING.get_or_init(missing) {
+            return Err(Error::UnsupportedCpu { missing });
+        }
+        // Not remembered: something else in the process can still make FBGEMM choose another one.
+        Ok(Self { isa: library::instruction_set()? })
     }
-    if ffi::supported_cpu()? { Ok(()) } else { Err(Error::UnsupportedCpu { missing: "what its cpuinfo asks for" }) }
+
+    /// The instruction set that FBGEMM uses now.
+    pub(crate) fn isa(self) -> Isa {
+        self.isa
+    }
+
+    /// Runs `work` compiled for AVX2 and FMA, as far as the compiler inlines it.
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    pub(crate) fn with_avx2<R>(self, work: impl FnOnce() -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2,fma")]
+            fn wide<R>(work: impl FnOnce() -> R) -> R {
+                work()
+            }
+            // SAFETY: a `SupportedCpu` is made by `get` alone, which has seen that the CPU has AVX2 and FMA.
+            unsafe { wide(work) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        work()
+    }
 }
 
-#[cfg(not(fbgemm_linked))]
-fn check() -> Result<()> {
-    const TARGET: &str = if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        "documentation (DOCS_RS)"
-    } else if cfg!(target_arch = "aarch64") {
-        "aarch64"
-    } else {
-        "a target without a provider"
-    };
-    Err(Error::UnsupportedTarget { target: TARGET })
+/// The first thing that FBGEMM needs and the CPU lacks.
+fn missing() -> Option<&'static str> {
+    // Asked before FBGEMM is: its own answer says no more than no.
+    #[cfg(target_arch = "x86_64")]
+    for (name, has) in [("AVX2", is_x86_feature_detected!("avx2")), ("FMA", is_x86_feature_detected!("fma"))] {
+        if !has {
+            return Some(name);
+        }
+    }
+    match library::supported_cpu() {
+        Ok(true) => None,
+        _ => Some("what its cpuinfo asks for"),
+    }
 }

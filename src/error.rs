@@ -1,12 +1,17 @@
 //! The crate's one error type: a variant per cause, a message with what was given and what was expected.
 
+use crate::isa::Isa;
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Everything that this crate refuses. Nothing here is a wrong answer: an operation gives PyTorch's bits or one of
 /// these.
+///
+/// A message tells one cause; where that has a cause of its own, [`source`](std::error::Error::source) gives it, and
+/// the message does not repeat it. [`Error::chain`] is all of them in one line.
 #[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The crate was built without FBGEMM: for a target that has none, or for documentation alone.
     #[error("this build has no FBGEMM: it was made for {target}, expected x86_64 Linux with glibc and a provider")]
@@ -36,9 +41,9 @@ pub enum Error {
     #[error("the matrix was packed for {packed}, but FBGEMM now uses {now}: pack it again")]
     InstructionSetChanged {
         /// What the matrix was packed for.
-        packed: crate::Isa,
+        packed: Isa,
         /// What FBGEMM uses now.
-        now: crate::Isa,
+        now: Isa,
     },
 
     /// A dimension is 0 that must not be.
@@ -153,6 +158,17 @@ pub enum Error {
         weight: f32,
     },
 
+    /// An input is so many steps of its fixed scale that FBGEMM, which counts them in 32 bits, would wrap around.
+    #[error("the input has {value}, which is {steps:e} steps of the scale {scale}, expected at most 2147483000")]
+    InputOverflow {
+        /// The input's largest value.
+        value: f32,
+        /// The scale.
+        scale: f32,
+        /// `value / scale`.
+        steps: f32,
+    },
+
     /// An output could be so large, in steps of its scale, that FBGEMM would wrap it around to the other end of its range.
     #[error(
         "output feature {output} can come to {steps:e} steps of the output's scale, expected at most 2147480000: it could \
@@ -190,7 +206,7 @@ pub enum Error {
         given: i32,
     },
 
-    /// A word for a way to quantize the input that there is not.
+    /// Unknown input scheme.
     #[error(
         "the input scheme is {given:?}, expected per_tensor, aten, per_row or fixed SCALE ZERO_POINT, then reduced"
     )]
@@ -231,8 +247,29 @@ pub enum Error {
         pattern: String,
     },
 
+    /// There is not enough memory.
+    #[error("{bytes} bytes of memory could not be had")]
+    OutOfMemory {
+        /// How many were asked for.
+        bytes: usize,
+    },
+
+    /// A model was quantized in part when memory ran out or FBGEMM failed.
+    #[error(
+        "{quantized} of {chosen} chosen layers were quantized and stay so, the others are as they were: quantizing again \
+         goes on with those"
+    )]
+    PartlyQuantized {
+        /// How many were quantized.
+        quantized: usize,
+        /// How many were to be.
+        chosen: usize,
+        /// What stopped it.
+        source: Box<Error>,
+    },
+
     /// An error about one layer of a model or file.
-    #[error("layer {name:?}: {source}")]
+    #[error("layer {name:?}")]
     InLayer {
         /// The layer's dotted name.
         name: String,
@@ -308,12 +345,12 @@ pub enum Error {
     },
 
     /// A file could not be read or written.
-    #[error("{path}: {reason}")]
+    #[error("{path}")]
     Io {
         /// The file.
         path: String,
-        /// The system's word for it.
-        reason: String,
+        /// What the system says.
+        source: std::io::Error,
     },
 
     /// FBGEMM or the C++ runtime threw.
@@ -327,8 +364,34 @@ pub enum Error {
 }
 
 impl Error {
+    /// The message and those of all its causes, in one line.
+    ///
+    /// ```
+    /// let mut model = vec![fbgemm::Linear::new(vec![f32::NAN], None, 1, 1)?];
+    /// let error = fbgemm::quantize_linear_modules(&mut model, &fbgemm::QuantizeOptions::new()).unwrap_err();
+    /// assert_eq!(error.to_string(), "layer \"0\"");
+    /// assert_eq!(error.chain(), "layer \"0\": weight[0] is NaN, expected a finite number");
+    /// # Ok::<(), fbgemm::Error>(())
+    /// ```
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text += &format!(": {error}");
+            cause = error.source();
+        }
+        text
+    }
+
     /// The same error, with the name of the layer that it is about.
     pub(crate) fn in_layer(self, name: &str) -> Self {
         Self::InLayer { name: name.to_string(), source: Box::new(self) }
+    }
+}
+
+/// Two errors are equal that say the same, causes included.
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        format!("{self:?}") == format!("{other:?}")
     }
 }

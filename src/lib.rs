@@ -4,48 +4,49 @@
 // So that the derive's `::fbgemm` paths also hold in this crate's own documentation tests and examples.
 extern crate self as fbgemm;
 
-mod advice;
+// From the ground up: each floor imports only from those above it in this list, which a test checks.
 mod cpu;
-mod element;
 mod error;
-#[cfg_attr(not(fbgemm_linked), path = "ffi_unlinked.rs")]
 #[allow(unsafe_code)]
 mod ffi;
-#[cfg(feature = "safetensors")]
-mod file;
-mod fixed_point;
-mod fp16;
-mod input;
-mod layer;
-mod linear;
+mod isa;
 mod model;
-mod packed;
+mod nn;
+mod ops;
 mod provider;
-mod range;
-mod weight;
+mod quant;
 
-pub use advice::{Advice, LayerAdvice, LayerTiming, advise_linear_modules};
-pub use cpu::{Isa, cpu_support};
-pub use element::Element;
+pub use cpu::cpu_support;
 pub use error::{Error, Result};
 #[cfg(feature = "derive")]
 pub use fbgemm_derive::LinearModules;
+pub use isa::Isa;
 #[cfg(feature = "safetensors")]
-pub use file::{ModelFile, PlainTensor, load_linear_modules, quantize_checkpoint, save_linear_modules};
-pub use fixed_point::{U8Params, linear_relu_static, linear_relu_static_into, linear_static, linear_static_into};
-pub use fp16::{HalfLinear, PackedMatrixFp16, linear_fp16_weight, linear_fp16_weight_into, pack_matrix_fp16};
-pub use input::{InputGranularity, InputObserver, InputScheme};
+pub use model::file::checkpoint::quantize_checkpoint;
+#[cfg(feature = "safetensors")]
+pub use model::file::layers::{PlainTensor, load_linear_modules, save_linear_modules};
+#[cfg(feature = "safetensors")]
+pub use model::file::model_file::ModelFile;
+pub use model::modules::{LinearModules, join_name};
+pub use model::options::QuantizeOptions;
+pub use model::quantize::{quantize_linear_modules, unload_linear_modules};
+pub use model::report::{LayerReport, QuantizeReport, Skipped, WeightReport};
+pub use nn::element::Element;
+pub use nn::float_linear::FloatLinear;
+pub use nn::fp16_linear::HalfLinear;
+pub use nn::linear::Linear;
+pub use nn::quantized_linear::{PortableLinear, QuantizedLinear};
+pub use ops::linear_fp16::{linear_fp16_weight, linear_fp16_weight_into};
 #[cfg(feature = "profile")]
-pub use layer::Profile;
-pub use layer::{PortableLinear, QuantizedLinear};
-pub use linear::{
+pub use ops::linear_int8::Profile;
+pub use ops::linear_int8::{
     linear_dynamic, linear_int8_weight, linear_int8_weight_into, linear_int8_weight_tasks, linear_relu_dynamic,
     release_thread_buffer, thread_buffer_bytes,
 };
-pub use model::{
-    FloatLinear, LayerReport, Linear, LinearModules, QuantizeOptions, QuantizeReport, Skipped, WeightReport, join_name,
-    quantize_linear_modules, unload_linear_modules,
-};
-pub use packed::{PackedMatrix, pack_matrix};
+pub use ops::linear_static::{linear_relu_static, linear_relu_static_into, linear_static, linear_static_into};
+pub use ops::packed::{PackedMatrix, PackedMatrixFp16, pack_matrix, pack_matrix_fp16};
 pub use provider::{Provider, provider};
-pub use weight::{QuantizedWeight, WeightScheme, quantize_weight, quantize_weight_as};
+pub use quant::input::{InputGranularity, InputScheme, U8Params};
+pub use quant::observer::InputObserver;
+pub use quant::weight::{QuantizedWeight, quantize_weight, quantize_weight_as};
+pub use quant::weight_scheme::WeightScheme;

@@ -26,7 +26,7 @@ pub fn provider() -> Option<Provider> {
         name: env!("FBGEMM_RS_PROVIDER"),
         version: env!("FBGEMM_RS_VERSION"),
         root: env!("FBGEMM_RS_PROVIDER_ROOT"),
-        library: crate::ffi::library_path().unwrap_or_default(),
+        library: crate::ffi::library::library_path().unwrap_or_default(),
     });
     #[cfg(not(fbgemm_linked))]
     None

@@ -1,7 +1,11 @@
 //! A weight matrix quantized to int8, per tensor, with the numbers that an operation needs beside it.
 
-use crate::range::finite_range;
-use crate::{Error, PackedMatrix, Result, cpu_support, ffi};
+use super::range::finite_range;
+use super::saturation::row_sums;
+use super::weight_scheme::WeightScheme;
+use crate::cpu::SupportedCpu;
+use crate::error::{Error, Result};
+use crate::ffi::{check_int8_shape, quantize, scratch};
 use std::hash::Hasher;
 
 /// All of a quantized weight but its values: what an operation needs beside the packed matrix.
@@ -16,7 +20,7 @@ pub(crate) struct Parameters {
     pub(crate) in_features: usize,
     /// For each row n, Σₖ q\[n, k\] − zero_point · in_features.
     pub(crate) col_offsets: Vec<i32>,
-    /// The largest [`RowSums::reach`] and [`RowSums::clamp`] of any row, and all rows' [`RowSums::saturating`].
+    /// The largest `reach` and `clamp` of any row, and all rows' `saturating`: see [`row_sums`].
     reach: u64,
     clamp: u64,
     pub(crate) saturating_pairs: u64,
@@ -141,7 +145,7 @@ impl QuantizedWeight {
         out_features: usize,
         in_features: usize,
     ) -> Result<Self> {
-        check_length("weight", data.len(), out_features, in_features)?;
+        check_int8_shape("weight", data.len(), out_features, in_features)?;
         if col_offsets.len() != out_features {
             return Err(Error::WrongLength { what: "col_offsets", given: col_offsets.len(), expected: out_features });
         }
@@ -231,14 +235,6 @@ impl QuantizedWeight {
         self.parameters.saturating_pairs
     }
 
-    /// Packs this weight for the CPU it runs on; the same as [`pack_matrix`](crate::pack_matrix) of its data.
-    ///
-    /// # Errors
-    /// As [`pack_matrix`](crate::pack_matrix).
-    pub fn pack(&self) -> Result<PackedMatrix> {
-        PackedMatrix::new(&self.data, self.out_features(), self.in_features(), self.parameters.fingerprint)
-    }
-
     pub(crate) fn parameters(&self) -> &Parameters {
         &self.parameters
     }
@@ -280,70 +276,9 @@ impl std::fmt::Debug for QuantizedWeight {
 /// # Errors
 /// [`Error::ZeroDimension`], [`Error::WrongLength`], [`Error::TooLarge`]; [`Error::NotFinite`] for a NaN or infinite
 /// weight; [`Error::AccumulatorOverflow`] where a column offset doesn't fit int32 (over 8 million in_features); and
-/// those of [`cpu_support`].
+/// those of [`cpu_support`](crate::cpu_support).
 pub fn quantize_weight(weight: &[f32], out_features: usize, in_features: usize) -> Result<QuantizedWeight> {
     quantize_weight_as(weight, out_features, in_features, WeightScheme::new())
-}
-
-/// How a weight is quantized. The default is PyTorch's `fbgemm_linear_quantize_weight`.
-///
-/// ```
-/// use fbgemm::{WeightScheme, quantize_weight_as};
-///
-/// let weight = [0.5, -1.0, 0.25, 100.0, 0.0, -50.0]; // 2 outputs, 3 inputs, one output much larger
-/// let q = quantize_weight_as(&weight, 2, 3, WeightScheme::new().per_channel().symmetric().reduced_range())?;
-/// assert_eq!((q.scales().len(), q.zero_points()), (2, &[0, 0][..]));
-/// assert_eq!(q.saturating_pairs(), 0); // the same bits on every CPU
-/// # Ok::<(), fbgemm::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct WeightScheme {
-    pub(crate) reduced_range: bool,
-    pub(crate) per_channel: bool,
-    pub(crate) symmetric: bool,
-}
-
-impl WeightScheme {
-    /// Eight bits, one scale and zero point for the whole weight, chosen for its smallest and largest element.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Seven bits, −64 to 63: no sum of two products leaves 16 bits, so that every CPU gives the same bits, at the cost
-    /// of steps twice as large.
-    pub fn reduced_range(self) -> Self {
-        Self { reduced_range: true, ..self }
-    }
-
-    /// A scale and a zero point for each output feature: a large weight of one output costs the others no precision.
-    pub fn per_channel(self) -> Self {
-        Self { per_channel: true, ..self }
-    }
-
-    /// Zero points of 0, the range as far below 0 as above: scale = max |w| / 127.5 (63.5 in seven bits), as PyTorch's
-    /// observers of weights choose it.
-    pub fn symmetric(self) -> Self {
-        Self { symmetric: true, ..self }
-    }
-
-    /// How many scales a weight of so many outputs gets.
-    #[cfg(feature = "safetensors")]
-    pub(crate) fn channels(self, out_features: usize) -> usize {
-        if self.per_channel { out_features } else { 1 }
-    }
-
-    fn range(self) -> (i32, i32) {
-        if self.reduced_range { (-64, 63) } else { (i8::MIN.into(), i8::MAX.into()) }
-    }
-}
-
-/// In words: `8 bits, per tensor, affine`.
-impl std::fmt::Display for WeightScheme {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bits = if self.reduced_range { 7 } else { 8 };
-        let granularity = if self.per_channel { "per channel" } else { "per tensor" };
-        write!(f, "{bits} bits, {granularity}, {}", if self.symmetric { "symmetric" } else { "affine" })
-    }
 }
 
 /// [`quantize_weight`] by a scheme of your choice.
@@ -356,21 +291,21 @@ pub fn quantize_weight_as(
     in_features: usize,
     scheme: WeightScheme,
 ) -> Result<QuantizedWeight> {
-    let cpu = cpu_support()?;
-    check_length("weight", weight.len(), out_features, in_features)?;
+    let cpu = SupportedCpu::get()?;
+    check_int8_shape("weight", weight.len(), out_features, in_features)?;
     // Of the whole weight, also where each channel has its own: an index in an error is the whole weight's.
     let whole = finite_range(weight, "weight", cpu)?;
     let (qmin, qmax) = scheme.range();
-    let (mut scales, mut zero_points, mut data) = (Vec::new(), Vec::new(), vec![0; weight.len()]);
+    let (mut scales, mut zero_points, mut data) = (Vec::new(), Vec::new(), scratch::zeroed(weight.len())?);
     let piece = if scheme.per_channel { in_features } else { weight.len() };
     for (from, to) in weight.chunks_exact(piece).zip(data.chunks_exact_mut(piece)) {
         let (min, max) = if scheme.per_channel { finite_range(from, "weight", cpu)? } else { whole };
-        let mut params = ffi::choose_quantization_params(min, max, qmin, qmax)?;
+        let mut params = quantize::choose(min, max, qmin, qmax)?;
         if scheme.symmetric {
             let steps = (qmax - qmin) as f32 / 2.0;
             (params.scale, params.zero_point) = ((min.abs().max(max.abs()) / steps).max(f32::EPSILON), 0);
         }
-        ffi::quantize_int8(from, to, params, cpu)?;
+        quantize::to_i8(from, to, params, cpu)?;
         if scheme.reduced_range {
             // FBGEMM clamps to 8 bits, whatever the range that the parameters are for.
             to.iter_mut().for_each(|q| *q = (*q).clamp(qmin as i8, qmax as i8));
@@ -380,72 +315,6 @@ pub fn quantize_weight_as(
     }
     let parameters = Parameters::of(&data, scales, zero_points, scheme.per_channel, out_features, in_features)?;
     Ok(QuantizedWeight { data, parameters })
-}
-
-/// Checks a matrix's dimensions: none 0, the length right, and, padded as any CPU's kernels pad it, within FBGEMM's
-/// 32-bit addressing. The bound is the same everywhere, so that a model that loads here loads on every CPU.
-pub(crate) fn check_length(what: &'static str, given: usize, out_features: usize, in_features: usize) -> Result<()> {
-    /// FBGEMM's widest block, over all its x86 kernels.
-    const ROWS: usize = 48;
-    let padded = (out_features.checked_next_multiple_of(ROWS))
-        // Blocks of at least 128 are each padded by at most 4.
-        .zip(in_features.checked_add(in_features / 32 + 4));
-    check_padded(what, given, out_features, in_features, padded)
-}
-
-/// [`check_length`] of a matrix that is padded to this many rows and columns, `None` being too many.
-pub(crate) fn check_padded(
-    what: &'static str,
-    given: usize,
-    out_features: usize,
-    in_features: usize,
-    padded: Option<(usize, usize)>,
-) -> Result<()> {
-    const LIMIT: usize = i32::MAX as usize;
-    for (what, size) in [("out_features", out_features), ("in_features", in_features)] {
-        if size == 0 {
-            return Err(Error::ZeroDimension { what });
-        }
-    }
-    let elements = padded.and_then(|(rows, columns)| rows.checked_mul(columns));
-    if elements.is_none_or(|elements| elements > LIMIT) {
-        return Err(Error::TooLarge { what, rows: out_features, columns: in_features, limit: LIMIT });
-    }
-    let expected = out_features * in_features;
-    if given == expected { Ok(()) } else { Err(Error::WrongLength { what, given, expected }) }
-}
-
-/// What one row adds up to.
-struct RowSums {
-    /// Σ q − zero_point · in_features.
-    col_offset: i64,
-    /// Σ |q − zero_point|.
-    reach: u64,
-    /// Σ over neighbouring pairs of how far the 16-bit clamp of CPUs without VNNI can move a sum of two products.
-    clamp: u64,
-    /// How many pairs it can move at all.
-    saturating: u64,
-}
-
-fn row_sums(row: &[i8], zero_point: i32) -> RowSums {
-    let mut sums = RowSums { col_offset: -i64::from(zero_point) * row.len() as i64, reach: 0, clamp: 0, saturating: 0 };
-    // In pieces whose sums fit 32 bits, which vectorize; an even number each, so that no pair is split.
-    for piece in row.chunks(1 << 15) {
-        sums.col_offset += i64::from(piece.iter().map(|&q| i32::from(q)).sum::<i32>());
-        sums.reach += u64::from(piece.iter().map(|&q| (i32::from(q) - zero_point).unsigned_abs()).sum::<u32>());
-        let (mut clamp, mut saturating) = (0u32, 0u32);
-        for pair in piece.chunks_exact(2) {
-            let (a, b) = (i32::from(pair[0]), i32::from(pair[1]));
-            let (above, below) = (a.max(0) + b.max(0), a.min(0) + b.min(0));
-            // The input's part of a product is at most 255.
-            let over = (255 * above - i32::from(i16::MAX)).max(i32::from(i16::MIN) - 255 * below).max(0) as u32;
-            clamp += over;
-            saturating += u32::from(over > 0);
-        }
-        sums.clamp += u64::from(clamp);
-        sums.saturating += u64::from(saturating);
-    }
-    sums
 }
 
 /// Tells weights apart within this process: it is never stored, so the standard library may change how it hashes.

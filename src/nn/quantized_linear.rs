@@ -1,10 +1,18 @@
 //! A quantized linear layer that carries its own weight, packed while it runs and plain when it travels.
 
-use crate::element::Element;
-use crate::fixed_point::{self, Fixed};
-use crate::input::InputScheme;
-use crate::weight::Parameters;
-use crate::{Error, PackedMatrix, QuantizedWeight, Result, U8Params, linear, quantize_weight};
+use super::element::{self, Element, by_parts};
+use super::forms::{forms, tasks_worth};
+use crate::error::{Error, Result};
+use crate::ffi::scratch::zeroed;
+use crate::ffi::tasks::by_rows;
+use crate::ops::lengths::{check_bias, check_size, new_output};
+use crate::ops::linear_int8::Operands;
+#[cfg(feature = "profile")]
+use crate::ops::linear_int8::Profile;
+use crate::ops::linear_static::Static;
+use crate::ops::packed::PackedMatrix;
+use crate::quant::input::{InputScheme, U8Params};
+use crate::quant::weight::{Parameters, QuantizedWeight, quantize_weight};
 use std::sync::Arc;
 
 /// A linear layer, y = x·Wᵀ + b, with its weight in int8, packed for the CPU it runs on.
@@ -107,8 +115,9 @@ impl QuantizedLinear {
         Self { shared: self.shared.clone(), input: scheme }
     }
 
-    fn form(&self) -> linear::Form {
-        linear::Form { scheme: self.input, ..linear::Form::default() }
+    fn operands(&self) -> Operands<'_> {
+        let Shared { parameters, packed, bias } = &*self.shared;
+        Operands { weight: parameters, packed, bias: bias.as_deref() }
     }
 
     /// How many pairs of neighbouring weights can saturate on CPUs without VNNI and so give other bits there: 0 with a
@@ -137,82 +146,39 @@ impl QuantizedLinear {
         self.shared.packed.bytes() + size_of::<f32>() * (self.out_features() + bias) + size_of::<Shared>()
     }
 
-    /// y = x·Wᵀ + b. `input` has any number of leading dimensions, row-major, the last being `in_features`; the result
-    /// has the same, the last being `out_features`. Other types than `f32` are rounded to it first and the result is
-    /// rounded to them, as PyTorch's quantized modules do.
-    ///
-    /// # Errors
-    /// Those of [`linear_int8_weight`](crate::linear_int8_weight). A value beyond the range of `f32` is infinite there.
-    pub fn forward<T: Element>(&self, input: &[T]) -> Result<Vec<T>> {
-        let mut output = linear::new_output(input, self.out_features(), self.in_features())?;
-        self.forward_into(input, &mut output)?;
-        Ok(output)
-    }
-
-    /// [`forward`](Self::forward) into the caller's buffer.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward), and [`Error::WrongLength`] for the output.
-    pub fn forward_into<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<()> {
-        let Shared { parameters, packed, bias } = &*self.shared;
-        T::with_f32(input, output, |input, output| {
-            linear::run(input, parameters, packed, bias.as_deref(), output, &self.form(), 1, |task| task(0))
-        })
-    }
-
-    /// [`forward_into`](Self::forward_into) in `tasks` parts on the caller's threads: the same bits for any number. What
-    /// `execute` must do is told at [`linear_int8_weight_tasks`](crate::linear_int8_weight_tasks);
-    /// [`tasks_worth`](Self::tasks_worth) says how many parts pay.
-    ///
-    /// # Errors
-    /// As [`forward_into`](Self::forward_into), [`Error::InvalidTasks`] and [`Error::TasksLeft`].
-    pub fn forward_tasks(
-        &self,
-        input: &[f32],
-        output: &mut [f32],
-        tasks: usize,
-        execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
-    ) -> Result<()> {
-        let Shared { parameters, packed, bias } = &*self.shared;
-        linear::run(input, parameters, packed, bias.as_deref(), output, &self.form(), tasks, execute)
-    }
-
     /// Into how many parts a call with so many rows is worth splitting, up to `threads`: 1 where handing a part to
     /// another thread would cost about what it saves.
     pub fn tasks_worth(&self, rows: usize, threads: usize) -> usize {
-        // Nanoseconds of work that a part must have, as waking another thread takes 30 to 80 thousand; and what a core
-        // does in one, multiply-adds or bytes of the weight read (benches/README.md).
-        const LEAST: usize = 120_000;
-        const READ: usize = 64;
-        let multiplied = if self.shared.packed.isa().sums_pairs_exactly() { 190 } else { 100 };
+        let in_a_nanosecond = if self.shared.packed.isa().sums_pairs_exactly() { 190 } else { 100 };
         let weight = self.out_features() * self.in_features();
-        let time = (weight.saturating_mul(rows) / multiplied).max(weight.min(weight.saturating_mul(rows)) / READ);
-        (time / LEAST).clamp(1, threads.clamp(1, linear::MAX_TASKS))
+        tasks_worth(weight, weight.saturating_mul(rows), in_a_nanosecond, threads)
     }
 
-    /// [`forward_into`](Self::forward_into) on the current rayon pool's threads, in as many parts as are
-    /// [worth it](Self::tasks_worth).
-    ///
-    /// # Errors
-    /// As [`forward_into`](Self::forward_into).
-    #[cfg(feature = "rayon")]
-    pub fn forward_rayon(&self, input: &[f32], output: &mut [f32]) -> Result<()> {
-        use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
-        let tasks = self.tasks_worth(input.len() / self.in_features(), rayon::current_num_threads());
-        self.forward_tasks(input, output, tasks, |task| (0..tasks).into_par_iter().with_max_len(1).for_each(task))
-    }
+    forms!(
+        "Those of [`linear_int8_weight`](crate::linear_int8_weight). A value beyond the range of `f32` is infinite there."
+    );
 
-    /// Pays at the start what the first calls would cost: FBGEMM generates a kernel for each number of rows (up to its
-    /// block of 56 to 384, and for each remainder beyond), once in a process; and each thread makes a buffer, so that
-    /// threads of a pool call this each.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn warm_up(&self, rows: impl IntoIterator<Item = usize>) -> Result<()> {
-        for rows in rows {
-            self.forward(&vec![0f32; rows * self.in_features()])?;
+    /// The bits are the same for any number of tasks. Of other types than `f32` some rows may have been written when
+    /// FBGEMM fails.
+    fn run<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        tasks: usize,
+        execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
+    ) -> Result<()> {
+        let operands = self.operands();
+        if let (Some(input), Some(output)) = (T::as_f32(input), T::as_f32_mut(output)) {
+            return operands.run(input, self.input, false, output, tasks, execute);
         }
-        Ok(())
+        let cpu = operands.check(input, output)?;
+        let range = Some(element::range(input, "input", cpu)?);
+        let shape @ (n, k) = (self.out_features(), self.in_features());
+        by_rows(output, n, 1, tasks, execute, |rows, output| {
+            by_parts(&input[rows.start * k..rows.end * k], output, shape, 1, |x, y| {
+                operands.run_checked(x, range, self.input, false, y, 1, |task| task(0), cpu)
+            })
+        })
     }
 
     /// PyTorch's static `quantized::linear` or, with `relu`, `linear_relu` by this layer: unsigned 8 bits in and out, with
@@ -229,9 +195,7 @@ impl QuantizedLinear {
         output_params: U8Params,
         relu: bool,
     ) -> Result<()> {
-        let Shared { parameters, packed, bias } = &*self.shared;
-        let form = Fixed { input_params, output_params };
-        fixed_point::run(input, parameters, packed, bias.as_deref(), output, &form, relu)
+        Static { input: input_params, output: output_params }.run(&self.operands(), input, output, relu)
     }
 
     /// Where the time of one call goes. The input is quantized a second time, alone and per tensor, to tell that part from
@@ -241,8 +205,7 @@ impl QuantizedLinear {
     /// As [`forward_into`](Self::forward_into).
     #[cfg(feature = "profile")]
     pub fn profile(&self, input: &[f32], output: &mut [f32]) -> Result<Profile> {
-        let Shared { parameters, packed, bias } = &*self.shared;
-        linear::profile(input, parameters, packed, bias.as_deref(), output, &self.form())
+        self.operands().profile(input, self.input, output)
     }
 
     /// The layer without its packed form: what is stored.
@@ -262,20 +225,6 @@ impl QuantizedLinear {
     pub fn release(self) -> Result<PortableLinear> {
         self.to_portable()
     }
-}
-
-/// Where the time of a call goes.
-#[cfg(feature = "profile")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Profile {
-    /// Finding the input's range and checking that it is finite.
-    pub range: std::time::Duration,
-    /// Quantizing and packing the input.
-    pub quantize: std::time::Duration,
-    /// Multiplying, and turning the sums into floats.
-    pub multiply: std::time::Duration,
-    /// All else: checks, parameters, buffers.
-    pub rest: std::time::Duration,
 }
 
 impl std::fmt::Debug for QuantizedLinear {
@@ -304,7 +253,7 @@ impl PortableLinear {
     /// # Errors
     /// [`Error::WrongLength`] for a bias of another length.
     pub fn new(weight: QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Self> {
-        linear::check_bias(bias.as_deref(), weight.out_features())?;
+        check_bias(bias.as_deref(), weight.out_features())?;
         Ok(Self { weight, bias, input: InputScheme::new() })
     }
 
@@ -354,7 +303,8 @@ impl PortableLinear {
 #[cfg(feature = "serde")]
 mod stored {
     use super::{PortableLinear, QuantizedLinear};
-    use crate::{InputScheme, QuantizedWeight};
+    use crate::quant::input::InputScheme;
+    use crate::quant::weight::QuantizedWeight;
     use serde::de::{Deserialize, Deserializer, Error as _};
     use serde::ser::{Error as _, Serialize, Serializer};
     use std::borrow::Cow;

@@ -1,6 +1,7 @@
 //! One pass over floats: smallest, largest, and whether all are finite.
 
-use crate::{Error, Isa, Result};
+use crate::cpu::SupportedCpu;
+use crate::error::{Error, Result};
 
 /// The smallest and the largest of `values`, (0, 0) if there are none, as FBGEMM's `FindMinMax` gives them for
 /// finite values.
@@ -8,11 +9,11 @@ use crate::{Error, Isa, Result};
 /// # Errors
 /// [`Error::NotFinite`] with the first NaN or infinity, under the name `what`. FBGEMM would compute on: a NaN makes
 /// its vector lanes forget the extremes they had seen.
-pub(crate) fn finite_range(values: &[f32], what: &'static str, isa: Isa) -> Result<(f32, f32)> {
+pub(crate) fn finite_range(values: &[f32], what: &'static str, cpu: SupportedCpu) -> Result<(f32, f32)> {
     if values.is_empty() {
         return Ok((0.0, 0.0));
     }
-    let (low, high, all_finite) = scan(values, isa);
+    let (low, high, all_finite) = cpu.with_avx2(|| scan_in_lanes(values));
     if all_finite {
         return Ok((low, high));
     }
@@ -20,22 +21,6 @@ pub(crate) fn finite_range(values: &[f32], what: &'static str, isa: Isa) -> Resu
         Some(index) => Err(Error::NotFinite { what, index, value: values[index] }),
         None => unreachable!("a value that is not finite was seen"),
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
-fn scan(values: &[f32], _has_avx2: Isa) -> (f32, f32, bool) {
-    #[target_feature(enable = "avx2,fma")]
-    fn wide(values: &[f32]) -> (f32, f32, bool) {
-        scan_in_lanes(values)
-    }
-    // SAFETY: an `Isa` is only made after `cpu_support` has seen that the CPU has AVX2 and FMA.
-    unsafe { wide(values) }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn scan(values: &[f32], _: Isa) -> (f32, f32, bool) {
-    scan_in_lanes(values)
 }
 
 /// Smallest, largest, and whether all are finite. In several independent lanes, so that the compiler uses vector
@@ -79,28 +64,28 @@ mod tests {
 
     #[test]
     fn finds_the_range_at_every_length_and_position() {
-        let isa = crate::cpu_support().unwrap();
+        let cpu = SupportedCpu::get().unwrap();
         for len in 1..130 {
             for at in 0..len {
                 let mut values = vec![0.5f32; len];
                 values[at] = -7.0;
                 values[len - 1 - at] = if at == len - 1 - at { -7.0 } else { 9.0 };
                 let highest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                assert_eq!(finite_range(&values, "values", isa), Ok((-7.0, highest)), "{at} of {len}");
+                assert_eq!(finite_range(&values, "values", cpu), Ok((-7.0, highest)), "{at} of {len}");
             }
         }
-        assert_eq!(finite_range(&[], "values", isa), Ok((0.0, 0.0)));
+        assert_eq!(finite_range(&[], "values", cpu), Ok((0.0, 0.0)));
     }
 
     #[test]
     fn refuses_nan_and_infinity_at_every_position() {
-        let isa = crate::cpu_support().unwrap();
+        let cpu = SupportedCpu::get().unwrap();
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for len in 1..70 {
                 for at in 0..len {
                     let mut values = vec![1.0f32; len];
                     values[at] = bad;
-                    let error = finite_range(&values, "values", isa).unwrap_err();
+                    let error = finite_range(&values, "values", cpu).unwrap_err();
                     assert!(
                         matches!(error, Error::NotFinite { what: "values", index, .. } if index == at),
                         "{bad} at {at} of {len}: {error}"

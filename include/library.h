@@ -1,0 +1,20 @@
+// What FBGEMM's library says of itself and of the CPU. Called by src/ffi/library.rs alone.
+#pragma once
+
+#include <fbgemm/Utils.h>
+
+#include "fbgemm/include/common.h"
+
+namespace fbgemm_rs {
+
+/// Whether FBGEMM supports this CPU. To be called before anything else: it initializes cpuinfo.
+bool supported_cpu();
+/// The instruction set that FBGEMM's kernels use now.
+fbgemm::inst_set_t instruction_set();
+/// The file that FBGEMM was loaded from.
+rust::String library_path();
+
+/// Throws what is not a std::exception: the test of the bridge's own catch.
+void throw_unusual();
+
+}  // namespace fbgemm_rs

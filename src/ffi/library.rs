@@ -1,0 +1,60 @@
+//! What FBGEMM's library says of itself and of the CPU.
+
+use super::failed;
+use super::types::inst_set_t;
+use crate::error::{Error, Result};
+use crate::isa::Isa;
+
+/// Whether this build has FBGEMM, or what it was made for instead.
+pub(crate) const TARGET: std::result::Result<(), &str> = Ok(());
+
+#[cxx::bridge(namespace = "fbgemm_rs")]
+mod bridge {
+    // SAFETY: each takes no argument, and may be called at any time on any CPU.
+    unsafe extern "C++" {
+        include!("fbgemm/include/library.h");
+
+        #[namespace = "fbgemm"]
+        #[cxx_name = "inst_set_t"]
+        type InstructionSet = super::inst_set_t;
+
+        fn supported_cpu() -> Result<bool>;
+        fn instruction_set() -> Result<InstructionSet>;
+        fn library_path() -> Result<String>;
+        #[allow(dead_code)] // only a test asks for it
+        fn throw_unusual() -> Result<()>;
+    }
+}
+
+/// Whether FBGEMM supports this CPU; to be asked before anything else.
+pub(crate) fn supported_cpu() -> Result<bool> {
+    bridge::supported_cpu().map_err(failed("fbgemmSupportedCPU"))
+}
+
+/// The instruction set that FBGEMM uses now.
+pub(crate) fn instruction_set() -> Result<Isa> {
+    Ok(match bridge::instruction_set().map_err(failed("fbgemmInstructionSet"))? {
+        inst_set_t::avx2 => Isa::Avx2,
+        inst_set_t::avx512 => Isa::Avx512,
+        inst_set_t::avx512_ymm => Isa::Avx512Ymm,
+        inst_set_t::avx512_vnni => Isa::Avx512Vnni,
+        inst_set_t::avx512_vnni_ymm => Isa::Avx512VnniYmm,
+        other => return Err(Error::UnknownInstructionSet { given: other.0 }),
+    })
+}
+
+/// The file that FBGEMM's code was loaded from.
+pub(crate) fn library_path() -> Result<String> {
+    bridge::library_path().map_err(failed("dladdr"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exception_that_is_no_std_exception_is_an_error() {
+        let error = bridge::throw_unusual().map_err(failed("throw")).unwrap_err();
+        assert_eq!(error.to_string(), "FBGEMM failed in throw: a C++ exception that is not a std::exception");
+    }
+}

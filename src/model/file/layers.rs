@@ -1,0 +1,118 @@
+//! A model's layers into a file, and a file's layers into a model.
+
+use super::format::{FP16_KEY, half_bytes, half_tensors, le_bytes, note_input, quantized_bytes, quantized_tensors};
+use super::model_file::{ModelFile, in_parallel};
+use super::write::{Part, write};
+use crate::error::{Error, Result};
+use crate::model::modules::{LinearModules, join_name};
+use crate::nn::linear::Linear;
+use safetensors::tensor::Dtype;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Puts a file's layers into a model: every [`Linear`] of the model is replaced by the file's layer of the same name,
+/// quantized ones packed for this CPU by `threads` threads. On an error the model is as it was.
+///
+/// # Errors
+/// [`Error::InLayer`] around what is wrong with a layer, [`Error::ShapeMismatch`] among it; [`Error::UnexpectedLayer`]
+/// where the file has a quantized layer that the model has not; [`Error::DuplicateName`] where two layers of the model
+/// have one name.
+pub fn load_linear_modules(model: &mut (impl LinearModules + ?Sized), file: &ModelFile, threads: usize) -> Result<()> {
+    let mut wanted = Vec::new();
+    let mut known = BTreeSet::new();
+    let mut duplicate = None;
+    model.visit_linear("", &mut |name, layer| {
+        if !known.insert(name.to_string()) {
+            duplicate = Some(name.to_string());
+        }
+        wanted.push((name.to_string(), layer.out_features(), layer.in_features()));
+    });
+    if let Some(name) = duplicate {
+        return Err(Error::DuplicateName { name });
+    }
+    if let Some(name) = file.quantized_layers().find(|&name| !known.contains(name)) {
+        return Err(Error::UnexpectedLayer { name: name.to_string() });
+    }
+    let layers = in_parallel(&wanted, threads, |&(ref name, model_out, model_in)| {
+        let (file_out, file_in) = file.shape(name).map_err(|e| e.in_layer(name))?;
+        if (file_out, file_in) != (model_out, model_in) {
+            return Err(Error::ShapeMismatch { file_out, file_in, model_out, model_in }.in_layer(name));
+        }
+        file.linear(name)
+    })?;
+    let mut layers = layers.into_iter();
+    model.visit_linear_mut("", &mut |_, layer| {
+        if let Some(loaded) = layers.next() {
+            *layer = loaded;
+        }
+    });
+    Ok(())
+}
+
+/// A tensor to store beside the linear layers: a norm, an embedding.
+#[derive(Clone, Copy, Debug)]
+pub struct PlainTensor<'a> {
+    /// Its full name.
+    pub name: &'a str,
+    /// Its shape, row-major.
+    pub shape: &'a [usize],
+    /// Its values.
+    pub values: &'a [f32],
+}
+
+/// Stores a model's linear layers, as they are (quantized or fp32), and `others` beside them. The file appears whole
+/// or not at all: it is written under another name in the same folder and renamed.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::WrongLength`] for a plain tensor whose values don't fill its shape;
+/// [`Error::DuplicateName`] where two tensors have one name; [`Error::InLayer`] around [`Error::NotLoaded`].
+pub fn save_linear_modules(
+    model: &(impl LinearModules + ?Sized),
+    others: &[PlainTensor],
+    path: impl AsRef<Path>,
+) -> Result<()> {
+    let mut parts = Vec::new();
+    for &PlainTensor { name, shape, values } in others {
+        let expected = shape.iter().try_fold(1usize, |elements, &size| elements.checked_mul(size));
+        if expected != Some(values.len()) {
+            let expected = expected.unwrap_or(usize::MAX);
+            return Err(Error::WrongLength { what: "tensor", given: values.len(), expected });
+        }
+        parts.push(Part::new(vec![(name.to_string(), Dtype::F32, shape.to_vec())], move || {
+            Ok(vec![le_bytes(values, f32::to_le_bytes).into()])
+        }));
+    }
+    let (mut unloaded, mut metadata) = (None, BTreeMap::new());
+    model.visit_linear("", &mut |name, layer| {
+        match layer {
+            Linear::Int8(layer) => note_input(&mut metadata, name, layer.input_scheme()),
+            Linear::Half(_) => drop(metadata.insert(format!("{FP16_KEY}{name}"), "1".to_string())),
+            _ => {}
+        }
+        let (n, k, bias) = (layer.out_features(), layer.in_features(), layer.bias());
+        parts.push(match layer {
+            Linear::Float(layer) => {
+                let mut tensors = vec![(join_name(name, "weight"), Dtype::F32, vec![n, k])];
+                tensors.extend(bias.map(|_| (join_name(name, "bias"), Dtype::F32, vec![n])));
+                Part::new(tensors, || {
+                    let values = std::iter::once(layer.weight()).chain(layer.bias());
+                    Ok(values.map(|values| le_bytes(values, f32::to_le_bytes).into()).collect())
+                })
+            }
+            Linear::Int8(layer) => {
+                Part::new(quantized_tensors(name, n, k, layer.scales().len(), bias.is_some()), || {
+                    let (weight, bias) = layer.to_portable()?.into_weight_and_bias();
+                    Ok(quantized_bytes(weight, bias.as_deref()))
+                })
+            }
+            Linear::Half(layer) => {
+                Part::new(half_tensors(name, n, k, bias.is_some()), || Ok(half_bytes(&layer.weight()?, layer.bias())))
+            }
+            Linear::Unloaded { .. } => return unloaded = unloaded.take().or(Some(name.to_string())),
+        });
+    });
+    if let Some(name) = unloaded {
+        return Err(Error::NotLoaded.in_layer(&name));
+    }
+    write(parts, metadata, path.as_ref(), &mut |_| {})
+}

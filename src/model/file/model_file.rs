@@ -1,0 +1,265 @@
+//! A safetensors file as a model: its layers and tensors, read when asked for.
+
+use super::format::{FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, floats, is_float, layer_of, numbers, wrong};
+use super::header::check_header;
+use crate::error::{Error, Result};
+use crate::model::modules::join_name;
+use crate::nn::fp16_linear::HalfLinear;
+use crate::nn::linear::Linear;
+use crate::nn::quantized_linear::{PortableLinear, QuantizedLinear};
+use crate::quant::input::InputScheme;
+use crate::quant::weight::QuantizedWeight;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A safetensors file's bytes, parsed: a quantized model, or an fp32 checkpoint.
+///
+/// The bytes may be a memory map or a read file; tensors are read from them when asked for. Nothing in a file is
+/// trusted: what is wrong with it is an error that names the layer.
+pub struct ModelFile<'a> {
+    tensors: SafeTensors<'a>,
+    metadata: BTreeMap<String, String>,
+    /// Names of the quantized layers, in order.
+    quantized: Vec<String>,
+}
+
+impl<'a> ModelFile<'a> {
+    /// Parses a file's bytes: the header alone, and that all of its quantized layers are complete and of the right
+    /// types and shapes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`]; [`Error::NewerFormat`]; [`Error::InLayer`] around [`Error::MissingTensor`] and
+    /// [`Error::WrongTensor`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let invalid = |reason: String| Error::InvalidFile { reason };
+        check_header(bytes).map_err(invalid)?;
+        let (_, about) = SafeTensors::read_metadata(bytes).map_err(|e| invalid(e.to_string()))?;
+        let metadata: BTreeMap<_, _> = about.metadata().clone().unwrap_or_default().into_iter().collect();
+        let has_format = match metadata.get(FORMAT_KEY) {
+            None => false,
+            Some(version) if version.parse().is_ok_and(|version| (1..=FORMAT).contains(&version)) => true,
+            Some(version) => return Err(Error::NewerFormat { given: version.clone(), known: FORMAT }),
+        };
+        let tensors = SafeTensors::deserialize(bytes).map_err(|e| invalid(e.to_string()))?;
+        let mut file = Self { tensors, metadata, quantized: Vec::new() };
+        if has_format {
+            file.quantized = file.find_quantized()?;
+        }
+        Ok(file)
+    }
+
+    /// Names of the quantized layers, in order.
+    pub fn quantized_layers(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.quantized.iter().map(String::as_str)
+    }
+
+    /// The file's metadata, by key.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Names of all tensors, in order.
+    pub fn tensor_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tensors.names();
+        names.sort_unstable();
+        names
+    }
+
+    /// A tensor's type (safetensors' word for it), shape and size in bytes.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn describe(&self, name: &str) -> Result<(String, Vec<usize>, usize)> {
+        let tensor = self.tensor(name)?;
+        Ok((tensor.dtype().to_string(), tensor.shape().to_vec(), tensor.data().len()))
+    }
+
+    /// A float tensor's shape and values, as `f32`.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`]; [`Error::WrongTensor`] for other types than F32, F64, F16 and BF16.
+    pub fn tensor_f32(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+        let tensor = self.tensor(name)?;
+        Ok((tensor.shape().to_vec(), floats(name, &tensor)?))
+    }
+
+    /// A quantized layer in its stored form.
+    ///
+    /// # Errors
+    /// [`Error::InLayer`] around what is wrong with it, or [`Error::MissingTensor`].
+    pub fn portable(&self, name: &str) -> Result<PortableLinear> {
+        self.read_portable(name).map_err(|e| e.in_layer(name))
+    }
+
+    /// A linear layer, quantized (and packed for this CPU) or in fp32.
+    ///
+    /// # Errors
+    /// [`Error::InLayer`] around what is wrong with it, [`Error::MissingTensor`], or what packing reports.
+    pub fn linear(&self, name: &str) -> Result<Linear> {
+        let read = || {
+            if self.is_quantized(name) {
+                return self.read_portable(name)?.pack().map(Linear::Int8);
+            }
+            let (out_features, in_features) = self.shape(name)?;
+            let (_, weight) = self.tensor_f32(&join_name(name, "weight"))?;
+            if self.is_half(name) {
+                let bias = self.bias(name)?;
+                return HalfLinear::new(&weight, bias.as_deref(), out_features, in_features).map(Linear::Half);
+            }
+            Linear::new(weight, self.bias(name)?, out_features, in_features)
+        };
+        read().map_err(|e: Error| e.in_layer(name))
+    }
+
+    /// Every quantized layer by name, packed for this CPU by `threads` threads (at least one; the calling one is
+    /// among them).
+    ///
+    /// # Errors
+    /// The first in the order of names, as [`linear`](Self::linear).
+    pub fn load_quantized(&self, threads: usize) -> Result<BTreeMap<String, QuantizedLinear>> {
+        let layers = in_parallel(&self.quantized, threads, |name| {
+            self.read_portable(name).and_then(PortableLinear::pack).map_err(|e| e.in_layer(name))
+        })?;
+        Ok(self.quantized.iter().cloned().zip(layers).collect())
+    }
+
+    /// The tensors that can be linear layers' weights, by the layers' names, in order.
+    pub(crate) fn candidates(&self) -> Vec<&str> {
+        let weights = self.tensors.iter().filter(|(_, tensor)| tensor.shape().len() == 2);
+        let layers = weights.filter_map(|(full, tensor)| {
+            let name = layer_of(full, "weight")?;
+            (is_float(tensor.dtype()) || self.is_quantized(name)).then_some(name)
+        });
+        let mut names: Vec<&str> = layers.collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// A linear layer's out_features and in_features.
+    pub(crate) fn shape(&self, name: &str) -> Result<(usize, usize)> {
+        let full = join_name(name, "weight");
+        let weight = self.tensor(&full)?;
+        match weight.shape()[..] {
+            [out_features, in_features] => Ok((out_features, in_features)),
+            _ => Err(wrong(&full, &weight, "2 dimensions")),
+        }
+    }
+
+    /// How many bytes of the file a linear layer takes.
+    pub(crate) fn layer_bytes(&self, name: &str) -> usize {
+        let parts = ["weight", "scale", "zero_point", "col_offsets", "bias"];
+        parts.iter().filter_map(|part| Some(self.tensors.tensor(&join_name(name, part)).ok()?.data().len())).sum()
+    }
+
+    /// Names of the layers with their weights in fp16, in order.
+    pub fn half_layers(&self) -> impl Iterator<Item = &str> {
+        self.metadata.keys().filter_map(|key| key.strip_prefix(FP16_KEY))
+    }
+
+    pub(crate) fn is_half(&self, name: &str) -> bool {
+        self.metadata.contains_key(&format!("{FP16_KEY}{name}"))
+    }
+
+    pub(crate) fn is_quantized(&self, name: &str) -> bool {
+        self.quantized.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
+    }
+
+    pub(crate) fn tensor(&self, name: &str) -> Result<TensorView<'a>> {
+        self.tensors.tensor(name).map_err(|_| Error::MissingTensor { name: name.to_string() })
+    }
+
+    /// The quantized layers' names; an error where one is incomplete.
+    fn find_quantized(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = Vec::new();
+        for (full, tensor) in self.tensors.iter() {
+            match (layer_of(full, "weight"), layer_of(full, "col_offsets")) {
+                (Some(name), _) if tensor.dtype() == Dtype::I8 => names.push(name.to_string()),
+                (_, Some(name)) => names.push(name.to_string()),
+                _ => {}
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        for name in &names {
+            self.check_shapes(name).map_err(|e| e.in_layer(name))?;
+        }
+        Ok(names)
+    }
+
+    fn check_shapes(&self, name: &str) -> Result<[usize; 2]> {
+        let (n, k) = self.shape(name)?;
+        // One for all outputs, or each output's own.
+        let channels = if self.tensor(&join_name(name, "scale"))?.shape() == [n] { n } else { 1 };
+        let expected = [("weight", Dtype::I8, vec![n, k]), ("scale", Dtype::F32, vec![channels])];
+        let more = [("zero_point", Dtype::I32, vec![channels]), ("col_offsets", Dtype::I32, vec![n])];
+        for (part, dtype, shape) in expected.into_iter().chain(more) {
+            self.expect(&join_name(name, part), dtype, &shape)?;
+        }
+        let bias = join_name(name, "bias");
+        if self.tensors.tensor(&bias).is_ok() {
+            self.expect(&bias, Dtype::F32, &[n])?;
+        }
+        Ok([n, k])
+    }
+
+    fn expect(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<TensorView<'a>> {
+        let tensor = self.tensor(name)?;
+        if tensor.dtype() == dtype && tensor.shape() == shape {
+            return Ok(tensor);
+        }
+        Err(wrong(name, &tensor, &format!("{dtype} {shape:?}")))
+    }
+
+    fn read_portable(&self, name: &str) -> Result<PortableLinear> {
+        let [n, k] = self.check_shapes(name)?;
+        let part = |part: &str| self.tensor(&join_name(name, part));
+        let scales = numbers(part("scale")?.data(), f32::from_le_bytes);
+        let zero_points = numbers(part("zero_point")?.data(), i32::from_le_bytes);
+        let col_offsets = numbers(part("col_offsets")?.data(), i32::from_le_bytes);
+        let data = numbers(part("weight")?.data(), i8::from_le_bytes);
+        let weight = QuantizedWeight::from_stored(data, col_offsets, scales, zero_points, n, k)?;
+        let input = match self.metadata.get(&format!("{INPUT_KEY}{name}")) {
+            Some(scheme) => scheme.parse()?,
+            None => InputScheme::new(),
+        };
+        Ok(PortableLinear::new(weight, self.bias(name)?)?.with_input(input))
+    }
+
+    pub(crate) fn bias(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let full = join_name(name, "bias");
+        let Ok(tensor) = self.tensors.tensor(&full) else { return Ok(None) };
+        let (out_features, _) = self.shape(name)?;
+        match tensor.shape() {
+            [length] if *length == out_features => floats(&full, &tensor).map(Some),
+            _ => Err(wrong(&full, &tensor, &format!("floats of shape [{out_features}]"))),
+        }
+    }
+}
+
+/// `work` on each item by so many threads, this one among them; the first error in the items' order.
+pub(crate) fn in_parallel<I: Sync, T: Send>(
+    items: &[I],
+    threads: usize,
+    work: impl Fn(&I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<Option<Result<T>>>> = Mutex::new(items.iter().map(|_| None).collect());
+    let run = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(index) else { break };
+            let result = work(item);
+            done.lock().unwrap_or_else(|e| e.into_inner())[index] = Some(result);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.clamp(1, items.len().max(1)) {
+            scope.spawn(run);
+        }
+        run();
+    });
+    let done = done.into_inner().unwrap_or_else(|e| e.into_inner());
+    done.into_iter().map(|result| result.expect("every item was taken by a thread, and all threads ended")).collect()
+}

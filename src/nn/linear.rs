@@ -1,0 +1,131 @@
+//! A linear layer of any kind behind one `forward`.
+
+use super::element::Element;
+use super::float_linear::FloatLinear;
+use super::forms::forms;
+use super::fp16_linear::HalfLinear;
+use super::quantized_linear::QuantizedLinear;
+use crate::error::{Error, Result};
+use crate::ffi::scratch::zeroed;
+use crate::ops::lengths::{check_size, new_output};
+
+/// A linear layer, y = x·Wᵀ + b, in fp32, int8 or fp16: what a model's struct holds, so that
+/// [`quantize_linear_modules`](crate::quantize_linear_modules) can turn the one into the other.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Linear {
+    /// In fp32.
+    Float(FloatLinear),
+    /// In int8, through FBGEMM.
+    Int8(QuantizedLinear),
+    /// With the weight in fp16, through FBGEMM.
+    Half(HalfLinear),
+    /// Without its weight: yet to be loaded, or parked.
+    Unloaded {
+        /// The number of outputs.
+        out_features: usize,
+        /// The number of inputs.
+        in_features: usize,
+    },
+}
+
+impl Linear {
+    /// An fp32 layer; the arguments are [`FloatLinear::new`]'s.
+    ///
+    /// # Errors
+    /// As [`FloatLinear::new`].
+    pub fn new(weight: Vec<f32>, bias: Option<Vec<f32>>, out_features: usize, in_features: usize) -> Result<Self> {
+        FloatLinear::new(weight, bias, out_features, in_features).map(Self::Float)
+    }
+
+    /// The number of outputs.
+    pub fn out_features(&self) -> usize {
+        match self {
+            Self::Float(layer) => layer.out_features(),
+            Self::Int8(layer) => layer.out_features(),
+            Self::Half(layer) => layer.out_features(),
+            Self::Unloaded { out_features, .. } => *out_features,
+        }
+    }
+
+    /// The number of inputs.
+    pub fn in_features(&self) -> usize {
+        match self {
+            Self::Float(layer) => layer.in_features(),
+            Self::Int8(layer) => layer.in_features(),
+            Self::Half(layer) => layer.in_features(),
+            Self::Unloaded { in_features, .. } => *in_features,
+        }
+    }
+
+    /// The bias, if the layer has one.
+    pub fn bias(&self) -> Option<&[f32]> {
+        match self {
+            Self::Float(layer) => layer.bias(),
+            Self::Int8(layer) => layer.bias(),
+            Self::Half(layer) => layer.bias(),
+            Self::Unloaded { .. } => None,
+        }
+    }
+
+    /// Whether it is in int8 or fp16.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self, Self::Int8(_) | Self::Half(_))
+    }
+
+    /// What the layer holds in memory, in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Float(layer) => layer.bytes(),
+            Self::Int8(layer) => layer.bytes(),
+            Self::Half(layer) => layer.bytes(),
+            Self::Unloaded { .. } => 0,
+        }
+    }
+
+    /// Into how many parts a call with so many rows is worth splitting, up to `threads`.
+    pub fn tasks_worth(&self, rows: usize, threads: usize) -> usize {
+        match self {
+            Self::Float(layer) => layer.tasks_worth(rows, threads),
+            Self::Int8(layer) => layer.tasks_worth(rows, threads),
+            Self::Half(layer) => layer.tasks_worth(rows, threads),
+            Self::Unloaded { .. } => 1,
+        }
+    }
+
+    forms!("As [`QuantizedLinear::forward`], in fp32 those about lengths alone; [`Error::NotLoaded`].");
+
+    fn run<T: Element>(
+        &self,
+        input: &[T],
+        output: &mut [T],
+        tasks: usize,
+        execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
+    ) -> Result<()> {
+        match self {
+            Self::Float(layer) => layer.forward_tasks(input, output, tasks, execute),
+            Self::Int8(layer) => layer.forward_tasks(input, output, tasks, execute),
+            Self::Half(layer) => layer.forward_tasks(input, output, tasks, execute),
+            Self::Unloaded { .. } => Err(Error::NotLoaded),
+        }
+    }
+}
+
+impl From<QuantizedLinear> for Linear {
+    fn from(layer: QuantizedLinear) -> Self {
+        Self::Int8(layer)
+    }
+}
+
+impl From<HalfLinear> for Linear {
+    fn from(layer: HalfLinear) -> Self {
+        Self::Half(layer)
+    }
+}
+
+impl From<FloatLinear> for Linear {
+    fn from(layer: FloatLinear) -> Self {
+        Self::Float(layer)
+    }
+}

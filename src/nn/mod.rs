@@ -1,0 +1,8 @@
+//! Layers that own their weights: `forward` on numbers of any element type.
+
+pub(crate) mod element;
+pub(crate) mod float_linear;
+pub(crate) mod forms;
+pub(crate) mod fp16_linear;
+pub(crate) mod linear;
+pub(crate) mod quantized_linear;
