@@ -158,7 +158,7 @@ pub enum Error {
         weight: f32,
     },
 
-    /// An input is so many steps of its fixed scale that FBGEMM, which counts them in 32 bits, would wrap around.
+    /// An input is so many steps of its static scale that FBGEMM, which counts them in 32 bits, would wrap around.
     #[error("the input has {value}, which is {steps:e} steps of the scale {scale}, expected at most 2147483000")]
     InputOverflow {
         /// The input's largest value.
@@ -206,19 +206,19 @@ pub enum Error {
         given: i32,
     },
 
-    /// Unknown input scheme.
-    #[error(
-        "the input scheme is {given:?}, expected per_tensor, aten, per_row or fixed SCALE ZERO_POINT, then reduced"
-    )]
-    InvalidInputScheme {
-        /// The word.
+    /// Unknown scheme of a weight, an input or a layer.
+    #[error("the scheme is {given:?}, expected {expected}")]
+    InvalidScheme {
+        /// The text.
         given: String,
+        /// The words that there are.
+        expected: &'static str,
     },
 
-    /// A share that is none.
-    #[error("the share is {given}, expected more than 0 and at most 1")]
-    InvalidShare {
-        /// The share.
+    /// A quantile out of range.
+    #[error("the quantile is {given}, expected more than 0 and at most 1")]
+    InvalidQuantile {
+        /// The quantile.
         given: f64,
     },
 
@@ -226,7 +226,7 @@ pub enum Error {
     #[error("the observer has seen no values, expected at least one")]
     NothingObserved,
 
-    /// A layer whose products can saturate, on a CPU where they do.
+    /// A layer's products can saturate, and this CPU lets them.
     #[error("{pairs} pairs of weights can saturate on this CPU without VNNI: quantize with a reduced range instead")]
     CanSaturate {
         /// [`QuantizedWeight::saturating_pairs`](crate::QuantizedWeight::saturating_pairs).
@@ -368,7 +368,7 @@ impl Error {
     ///
     /// ```
     /// let mut model = vec![fbgemm::Linear::new(vec![f32::NAN], None, 1, 1)?];
-    /// let error = fbgemm::quantize_linear_modules(&mut model, &fbgemm::QuantizeOptions::new()).unwrap_err();
+    /// let error = fbgemm::quantize_linear_modules(&mut model, &fbgemm::QuantizeOptions::new(fbgemm::LinearScheme::Fp16)).unwrap_err();
     /// assert_eq!(error.to_string(), "layer \"0\"");
     /// assert_eq!(error.chain(), "layer \"0\": weight[0] is NaN, expected a finite number");
     /// # Ok::<(), fbgemm::Error>(())

@@ -33,20 +33,21 @@ pub use model::quantize::{quantize_linear_modules, unload_linear_modules};
 pub use model::report::{LayerReport, QuantizeReport, Skipped, WeightReport};
 pub use nn::element::Element;
 pub use nn::float_linear::FloatLinear;
-pub use nn::fp16_linear::HalfLinear;
+pub use nn::fp16_linear::Fp16Linear;
 pub use nn::linear::Linear;
 pub use nn::quantized_linear::{PortableLinear, QuantizedLinear};
 pub use ops::linear_fp16::{linear_fp16_weight, linear_fp16_weight_into};
 #[cfg(feature = "profile")]
 pub use ops::linear_int8::Profile;
 pub use ops::linear_int8::{
-    linear_dynamic, linear_int8_weight, linear_int8_weight_into, linear_int8_weight_tasks, linear_relu_dynamic,
-    release_thread_buffer, thread_buffer_bytes,
+    linear_dynamic, linear_dynamic_into, linear_int8_weight, linear_int8_weight_into, linear_relu_dynamic,
+    linear_relu_dynamic_into, release_thread_buffer, thread_buffer_bytes,
 };
 pub use ops::linear_static::{linear_relu_static, linear_relu_static_into, linear_static, linear_static_into};
 pub use ops::packed::{PackedMatrix, PackedMatrixFp16, pack_matrix, pack_matrix_fp16};
 pub use provider::{Provider, provider};
 pub use quant::input::{InputGranularity, InputScheme, U8Params};
 pub use quant::observer::InputObserver;
+pub use quant::scheme::{Int8Scheme, LinearScheme};
 pub use quant::weight::{QuantizedWeight, quantize_weight, quantize_weight_as};
-pub use quant::weight_scheme::WeightScheme;
+pub use quant::weight_scheme::{WeightGranularity, WeightScheme};

@@ -1,7 +1,8 @@
 //! FBGEMM's products with weights in fp16: `PackedGemmMatrixFP16` and `cblas_gemm_compute`.
 
 use super::tasks::{self, SharedOutput};
-use super::{check_fp16_shape, dimension, failed};
+use super::types::failed;
+use super::{check_fp16_shape, dimension};
 use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::isa::Isa;

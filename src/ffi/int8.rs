@@ -2,8 +2,8 @@
 
 use super::scratch::with_operation_buffer;
 use super::tasks::{self, SharedOutput};
-use super::types::BlockingFactors;
-use super::{Params, check_int8_shape, dimension, failed};
+use super::types::{BlockingFactors, failed};
+use super::{Params, check_int8_shape, dimension};
 use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::isa::Isa;

@@ -1,7 +1,6 @@
 //! What FBGEMM's library says of itself and of the CPU.
 
-use super::failed;
-use super::types::inst_set_t;
+use super::types::{failed, inst_set_t};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 

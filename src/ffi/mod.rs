@@ -94,12 +94,6 @@ fn dimension(size: usize) -> i32 {
     i32::try_from(size).expect("sizes beyond FBGEMM's 32-bit addressing were refused with an error")
 }
 
-/// An exception that the bridge caught, as an error.
-#[cfg(fbgemm_linked)]
-fn failed(operation: &'static str) -> impl Fn(cxx::Exception) -> Error {
-    move |e| Error::Fbgemm { operation, message: e.what().to_string() }
-}
-
 #[cfg(test)]
 /// This test program again, for one test in a process of its own.
 fn alone(test: &str, shell: &str) {

@@ -1,7 +1,7 @@
 //! FBGEMM's quantizing: the choice of scale and zero point, and numbers to 8 bits.
 
-use super::types::TensorQuantizationParams;
-use super::{Params, failed};
+use super::Params;
+use super::types::{TensorQuantizationParams, failed};
 use crate::cpu::SupportedCpu;
 use crate::error::Result;
 

@@ -63,6 +63,7 @@ impl<'a, T> SharedOutput<'a, T> {
     }
 
     /// Where it starts.
+    #[cfg(fbgemm_linked)]
     pub(crate) fn start(&self) -> *mut T {
         self.start
     }

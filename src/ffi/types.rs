@@ -1,4 +1,7 @@
-//! FBGEMM's own enums and structs, as bindgen read them from the provider's headers.
+//! What crosses the bridge: FBGEMM's own enums and structs, as bindgen read them from the provider's headers, and its
+//! exceptions.
+
+use crate::error::Error;
 
 #[allow(non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code, missing_docs)]
 mod read {
@@ -22,4 +25,9 @@ unsafe impl cxx::ExternType for BlockingFactors {
 unsafe impl cxx::ExternType for TensorQuantizationParams {
     type Id = cxx::type_id!("fbgemm::TensorQuantizationParams");
     type Kind = cxx::kind::Trivial;
+}
+
+/// An exception that the bridge caught, as an error.
+pub(super) fn failed(operation: &'static str) -> impl Fn(cxx::Exception) -> Error {
+    move |e| Error::Fbgemm { operation, message: e.what().to_string() }
 }

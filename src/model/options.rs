@@ -2,29 +2,37 @@
 
 use super::report::Skipped;
 use crate::error::{Error, Result};
-use crate::quant::input::InputScheme;
-use crate::quant::weight_scheme::WeightScheme;
+use crate::quant::scheme::LinearScheme;
 use wildmatch::WildMatch;
 
 /// Which layers [`quantize_linear_modules`](crate::quantize_linear_modules) quantizes. Patterns are for whole dotted names: `*` stands for any text,
 /// dots included, `?` for one character.
-#[derive(Default)]
+///
+/// ```
+/// use fbgemm::{Int8Scheme, LinearScheme, QuantizeOptions};
+///
+/// let most = QuantizeOptions::new(Int8Scheme::accurate()).exclude("*.head").min_features(64);
+/// let in_half = QuantizeOptions::new(LinearScheme::Fp16);
+/// ```
 pub struct QuantizeOptions {
     include: Vec<String>,
     exclude: Vec<String>,
     filter: Option<Filter>,
     min_features: usize,
-    pub(crate) weights: WeightScheme,
-    pub(crate) input: InputScheme,
-    pub(crate) fp16: bool,
+    scheme: LinearScheme,
 }
 
-type Filter = Box<dyn Fn(&str, usize, usize) -> bool>;
+type Filter = Box<dyn Fn(&str, usize, usize) -> bool + Send + Sync>;
 
 impl QuantizeOptions {
-    /// Every layer.
-    pub fn new() -> Self {
-        Self::default()
+    /// Every layer, by this scheme.
+    pub fn new(scheme: impl Into<LinearScheme>) -> Self {
+        Self { include: Vec::new(), exclude: Vec::new(), filter: None, min_features: 0, scheme: scheme.into() }
+    }
+
+    /// What the layers are quantized to.
+    pub fn scheme(&self) -> LinearScheme {
+        self.scheme
     }
 
     /// Only layers that this or another `include` matches.
@@ -40,27 +48,8 @@ impl QuantizeOptions {
     }
 
     /// Only layers for which this is true, given name, `out_features` and `in_features`.
-    pub fn filter(mut self, filter: impl Fn(&str, usize, usize) -> bool + 'static) -> Self {
+    pub fn filter(mut self, filter: impl Fn(&str, usize, usize) -> bool + Send + Sync + 'static) -> Self {
         self.filter = Some(Box::new(filter));
-        self
-    }
-
-    /// How to quantize the weights; the default is PyTorch's `fbgemm_linear_quantize_weight`.
-    pub fn weights(mut self, scheme: WeightScheme) -> Self {
-        self.weights = scheme;
-        self
-    }
-
-    /// Weights in fp16 in place of int8, inputs as they are: half of the memory, not a quarter, where int8's error is too
-    /// large. [`weights`](Self::weights) and [`input`](Self::input) then mean nothing.
-    pub fn fp16(mut self) -> Self {
-        self.fp16 = true;
-        self
-    }
-
-    /// How the layers quantize their inputs; the default is PyTorch's `fbgemm_linear_int8_weight`.
-    pub fn input(mut self, scheme: InputScheme) -> Self {
-        self.input = scheme;
         self
     }
 
@@ -68,6 +57,18 @@ impl QuantizeOptions {
     pub fn min_features(mut self, features: usize) -> Self {
         self.min_features = features;
         self
+    }
+}
+
+impl std::fmt::Debug for QuantizeOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QuantizeOptions")
+            .field("include", &self.include)
+            .field("exclude", &self.exclude)
+            .field("filter", &self.filter.is_some())
+            .field("min_features", &self.min_features)
+            .field("scheme", &self.scheme)
+            .finish()
     }
 }
 

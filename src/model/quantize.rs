@@ -7,10 +7,11 @@ use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::{check_fp16_shape, check_int8_shape};
 use crate::nn::float_linear::FloatLinear;
-use crate::nn::fp16_linear::HalfLinear;
+use crate::nn::fp16_linear::Fp16Linear;
 use crate::nn::linear::Linear;
 use crate::nn::quantized_linear::PortableLinear;
 use crate::quant::range::finite_range;
+use crate::quant::scheme::LinearScheme;
 use crate::quant::weight::quantize_weight_as;
 
 /// Drops the weights and biases of all of a model's linear layers, and keeps their shapes: it is parked, its memory
@@ -50,7 +51,7 @@ pub fn quantize_linear_modules(
     model.visit_linear("", &mut |name, layer| {
         let against = chooser.reason_against(name, layer.out_features(), layer.in_features());
         plan.push(against.or(match layer {
-            Linear::Int8(_) | Linear::Half(_) => Some(Skipped::AlreadyQuantized),
+            Linear::Int8(_) | Linear::Fp16(_) => Some(Skipped::AlreadyQuantized),
             Linear::Unloaded { .. } => Some(Skipped::NotLoaded),
             Linear::Float(layer) => {
                 if against.is_none() && unfit.is_ok() {
@@ -67,7 +68,7 @@ pub fn quantize_linear_modules(
     }
     unfit?;
     let mut plan = plan.into_iter();
-    let mut report = QuantizeReport::new(options.weights, options.input, options.fp16);
+    let mut report = QuantizeReport::new(options.scheme());
     let mut failed = None;
     model.visit_linear_mut("", &mut |name, layer| {
         let against = plan.next().flatten();
@@ -89,15 +90,17 @@ pub fn quantize_linear_modules(
 fn check_fit(layer: &FloatLinear, options: &QuantizeOptions, cpu: SupportedCpu) -> Result<()> {
     let (weight, n, k) = (layer.weight(), layer.out_features(), layer.in_features());
     finite_range(weight, "weight", cpu)?;
-    if options.fp16 {
-        return check_fp16_shape("weight", weight.len(), n, k);
+    match options.scheme() {
+        LinearScheme::Fp16 => check_fp16_shape("weight", weight.len(), n, k),
+        LinearScheme::Int8(scheme) => {
+            check_int8_shape("weight", weight.len(), n, k)?;
+            // Only rows so long can have a sum beyond 32 bits; whether one does shows when it is quantized.
+            if k > i32::MAX as usize / 255 {
+                quantize_weight_as(weight, n, k, scheme.weights)?;
+            }
+            Ok(())
+        }
     }
-    check_int8_shape("weight", weight.len(), n, k)?;
-    // Only rows so long can have a sum beyond 32 bits; whether one does shows when it is quantized.
-    if k > i32::MAX as usize / 255 {
-        quantize_weight_as(weight, n, k, options.weights)?;
-    }
-    Ok(())
 }
 
 fn quantize(
@@ -116,15 +119,19 @@ fn quantize(
     };
     if let (None, Linear::Float(float)) = (against, &*layer) {
         let (weight, n, k) = (float.weight(), float.out_features(), float.in_features());
-        let (quantized, about) = if options.fp16 {
-            let half = HalfLinear::new(weight, float.bias(), n, k)?;
-            let about = WeightReport::of_rounded(weight, &half.weight()?);
-            (Linear::Half(half), about)
-        } else {
-            let quantized = quantize_weight_as(weight, n, k, options.weights)?;
-            let about = WeightReport::of(weight, &quantized).with_input(options.input);
-            let portable = PortableLinear::new(quantized, float.bias().map(<[f32]>::to_vec))?;
-            (Linear::Int8(portable.with_input(options.input).pack()?), about)
+        let bias = float.bias().map(<[f32]>::to_vec);
+        let (quantized, about) = match options.scheme() {
+            LinearScheme::Fp16 => {
+                let fp16 = Fp16Linear::new(weight, bias, n, k)?;
+                let about = WeightReport::of_rounded(weight, &fp16.weight()?);
+                (Linear::Fp16(fp16), about)
+            }
+            LinearScheme::Int8(scheme) => {
+                let quantized = quantize_weight_as(weight, n, k, scheme.weights)?;
+                let about = WeightReport::of(weight, &quantized).with_input(scheme.inputs);
+                let portable = PortableLinear::new(quantized, bias)?.with_input(scheme.inputs);
+                (Linear::Int8(portable.pack()?), about)
+            }
         };
         *layer = quantized;
         (report.bytes_after, report.outcome) = (layer.bytes(), Ok(about));

@@ -1,8 +1,8 @@
 //! What quantizing did to each layer.
 
 use crate::quant::input::InputScheme;
+use crate::quant::scheme::LinearScheme;
 use crate::quant::weight::QuantizedWeight;
-use crate::quant::weight_scheme::WeightScheme;
 
 /// Why a layer was left as it is.
 #[non_exhaustive]
@@ -109,22 +109,18 @@ impl WeightReport {
 
 /// What [`quantize_linear_modules`](crate::quantize_linear_modules) did, layer by layer. Displayed, it is an aligned table.
 #[non_exhaustive]
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct QuantizeReport {
     /// Every linear layer of the model, in the order of the walk.
     pub layers: Vec<LayerReport>,
-    /// How the weights were quantized.
-    pub weights: WeightScheme,
-    /// How the layers quantize their inputs.
-    pub input: InputScheme,
-    /// Whether the weights are in fp16 instead.
-    pub fp16: bool,
+    /// What the layers were quantized to.
+    pub scheme: LinearScheme,
 }
 
 impl QuantizeReport {
     /// Of no layers yet.
-    pub(crate) fn new(weights: WeightScheme, input: InputScheme, fp16: bool) -> Self {
-        Self { layers: Vec::new(), weights, input, fp16 }
+    pub(crate) fn new(scheme: LinearScheme) -> Self {
+        Self { layers: Vec::new(), scheme }
     }
 
     /// The layers that were quantized.
@@ -158,12 +154,9 @@ impl std::fmt::Display for QuantizeReport {
             }
         }
         let (before, after) = self.bytes();
-        let kind = if self.fp16 { "fp16" } else { "int8" };
+        let kind = if self.scheme == LinearScheme::Fp16 { "fp16" } else { "int8" };
         let name = format!("{} of {} in {kind}", self.quantized().count(), self.layers.len());
         writeln!(f, "{name:width$}  {:>13}  {:>10.3}  {:>10.3}", "", mb(before), mb(after))?;
-        match self.fp16 {
-            true => writeln!(f, "weights: fp16"),
-            false => writeln!(f, "weights: {}; inputs: {}", self.weights, self.input),
-        }
+        writeln!(f, "{}", self.scheme)
     }
 }

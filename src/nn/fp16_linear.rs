@@ -15,12 +15,12 @@ use std::sync::Arc;
 /// 0.0003, where int8's is too large. `Send + Sync`; a clone shares the weight.
 ///
 /// ```
-/// let layer = fbgemm::HalfLinear::new(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], Some(&[0.25, 0.0]), 2, 3)?;
+/// let layer = fbgemm::Fp16Linear::new(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], Some(vec![0.25, 0.0]), 2, 3)?;
 /// assert_eq!(layer.forward::<f32>(&[1.0, 2.0, 3.0])?, [-0.5, 0.0]);
 /// # Ok::<(), fbgemm::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct HalfLinear {
+pub struct Fp16Linear {
     shared: Arc<Shared>,
 }
 
@@ -29,15 +29,15 @@ struct Shared {
     bias: Option<Vec<f32>>,
 }
 
-impl HalfLinear {
+impl Fp16Linear {
     /// From an fp32 layer: `weight` row-major, `out_features` rows of `in_features`; `bias` of `out_features`, or `None`.
     ///
     /// # Errors
     /// Those of [`pack_matrix_fp16`]; [`Error::WrongLength`](crate::Error::WrongLength) for the bias.
-    pub fn new(weight: &[f32], bias: Option<&[f32]>, out_features: usize, in_features: usize) -> Result<Self> {
-        check_bias(bias, out_features)?;
+    pub fn new(weight: &[f32], bias: Option<Vec<f32>>, out_features: usize, in_features: usize) -> Result<Self> {
+        check_bias(bias.as_deref(), out_features)?;
         let packed = pack_matrix_fp16(weight, out_features, in_features)?;
-        Ok(Self { shared: Arc::new(Shared { packed, bias: bias.map(<[f32]>::to_vec) }) })
+        Ok(Self { shared: Arc::new(Shared { packed, bias }) })
     }
 
     /// The number of outputs.
@@ -103,7 +103,7 @@ impl HalfLinear {
 /// With the feature `serde`: stored as the plain weight, widened to float, which packing rounds to the same again.
 #[cfg(feature = "serde")]
 mod stored {
-    use super::HalfLinear;
+    use super::Fp16Linear;
     use serde::de::{Deserialize, Deserializer, Error as _};
     use serde::ser::{Error as _, Serialize, Serializer};
 
@@ -117,7 +117,7 @@ mod stored {
         bias: Option<Vec<f32>>,
     }
 
-    impl Serialize for HalfLinear {
+    impl Serialize for Fp16Linear {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let stored = Stored {
                 version: 1,
@@ -130,20 +130,20 @@ mod stored {
         }
     }
 
-    impl<'de> Deserialize<'de> for HalfLinear {
+    impl<'de> Deserialize<'de> for Fp16Linear {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             let s = Stored::deserialize(deserializer)?;
             if s.version != 1 {
                 return Err(D::Error::custom(format!("the layer has layout version {}, expected 1", s.version)));
             }
-            Self::new(&s.weight, s.bias.as_deref(), s.out_features, s.in_features).map_err(D::Error::custom)
+            Self::new(&s.weight, s.bias, s.out_features, s.in_features).map_err(D::Error::custom)
         }
     }
 }
 
-impl std::fmt::Debug for HalfLinear {
+impl std::fmt::Debug for Fp16Linear {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HalfLinear")
+        f.debug_struct("Fp16Linear")
             .field("out_features", &self.out_features())
             .field("in_features", &self.in_features())
             .field("bias", &self.shared.bias.is_some())

@@ -3,7 +3,7 @@
 use super::element::Element;
 use super::float_linear::FloatLinear;
 use super::forms::forms;
-use super::fp16_linear::HalfLinear;
+use super::fp16_linear::Fp16Linear;
 use super::quantized_linear::QuantizedLinear;
 use crate::error::{Error, Result};
 use crate::ffi::scratch::zeroed;
@@ -20,7 +20,7 @@ pub enum Linear {
     /// In int8, through FBGEMM.
     Int8(QuantizedLinear),
     /// With the weight in fp16, through FBGEMM.
-    Half(HalfLinear),
+    Fp16(Fp16Linear),
     /// Without its weight: yet to be loaded, or parked.
     Unloaded {
         /// The number of outputs.
@@ -44,7 +44,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.out_features(),
             Self::Int8(layer) => layer.out_features(),
-            Self::Half(layer) => layer.out_features(),
+            Self::Fp16(layer) => layer.out_features(),
             Self::Unloaded { out_features, .. } => *out_features,
         }
     }
@@ -54,7 +54,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.in_features(),
             Self::Int8(layer) => layer.in_features(),
-            Self::Half(layer) => layer.in_features(),
+            Self::Fp16(layer) => layer.in_features(),
             Self::Unloaded { in_features, .. } => *in_features,
         }
     }
@@ -64,14 +64,14 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.bias(),
             Self::Int8(layer) => layer.bias(),
-            Self::Half(layer) => layer.bias(),
+            Self::Fp16(layer) => layer.bias(),
             Self::Unloaded { .. } => None,
         }
     }
 
     /// Whether it is in int8 or fp16.
     pub fn is_quantized(&self) -> bool {
-        matches!(self, Self::Int8(_) | Self::Half(_))
+        matches!(self, Self::Int8(_) | Self::Fp16(_))
     }
 
     /// What the layer holds in memory, in bytes.
@@ -79,7 +79,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.bytes(),
             Self::Int8(layer) => layer.bytes(),
-            Self::Half(layer) => layer.bytes(),
+            Self::Fp16(layer) => layer.bytes(),
             Self::Unloaded { .. } => 0,
         }
     }
@@ -89,7 +89,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.tasks_worth(rows, threads),
             Self::Int8(layer) => layer.tasks_worth(rows, threads),
-            Self::Half(layer) => layer.tasks_worth(rows, threads),
+            Self::Fp16(layer) => layer.tasks_worth(rows, threads),
             Self::Unloaded { .. } => 1,
         }
     }
@@ -106,7 +106,7 @@ impl Linear {
         match self {
             Self::Float(layer) => layer.forward_tasks(input, output, tasks, execute),
             Self::Int8(layer) => layer.forward_tasks(input, output, tasks, execute),
-            Self::Half(layer) => layer.forward_tasks(input, output, tasks, execute),
+            Self::Fp16(layer) => layer.forward_tasks(input, output, tasks, execute),
             Self::Unloaded { .. } => Err(Error::NotLoaded),
         }
     }
@@ -118,9 +118,9 @@ impl From<QuantizedLinear> for Linear {
     }
 }
 
-impl From<HalfLinear> for Linear {
-    fn from(layer: HalfLinear) -> Self {
-        Self::Half(layer)
+impl From<Fp16Linear> for Linear {
+    fn from(layer: Fp16Linear) -> Self {
+        Self::Fp16(layer)
     }
 }
 

@@ -12,7 +12,8 @@ use crate::ops::linear_int8::Profile;
 use crate::ops::linear_static::Static;
 use crate::ops::packed::PackedMatrix;
 use crate::quant::input::{InputScheme, U8Params};
-use crate::quant::weight::{Parameters, QuantizedWeight, quantize_weight};
+use crate::quant::scheme::Int8Scheme;
+use crate::quant::weight::{Parameters, QuantizedWeight, quantize_weight_as};
 use std::sync::Arc;
 
 /// A linear layer, y = x·Wᵀ + b, with its weight in int8, packed for the CPU it runs on.
@@ -22,9 +23,10 @@ use std::sync::Arc;
 /// the weight.
 ///
 /// ```
-/// use fbgemm::QuantizedLinear;
+/// use fbgemm::{Int8Scheme, QuantizedLinear};
 ///
-/// let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], Some(&[0.1, 0.2]), 2, 3)?;
+/// let weight = [0.5, -1.0, 0.25, 1.5, 0.0, -0.5]; // 2 outputs, 3 inputs
+/// let layer = QuantizedLinear::new(&weight, Some(vec![0.1, 0.2]), 2, 3, Int8Scheme::accurate())?;
 /// let y: Vec<f32> = layer.forward(&[1.0, 2.0, 3.0])?;
 /// assert!((y[0] - (-0.65)).abs() < 0.03 && (y[1] - 0.2).abs() < 0.03);
 /// # Ok::<(), fbgemm::Error>(())
@@ -43,13 +45,20 @@ struct Shared {
 
 impl QuantizedLinear {
     /// Quantizes an fp32 layer: `weight` row-major, `out_features` rows of `in_features`, as in PyTorch's `nn.Linear`;
-    /// `bias` of `out_features`, or `None`.
+    /// `bias` of `out_features`, or `None`. [`Int8Scheme::accurate`] is for who has no reason for another.
     ///
     /// # Errors
-    /// Those of [`quantize_weight`] and of [`pack_matrix`](crate::pack_matrix); [`Error::WrongLength`] for the bias.
-    pub fn new(weight: &[f32], bias: Option<&[f32]>, out_features: usize, in_features: usize) -> Result<Self> {
-        let weight = quantize_weight(weight, out_features, in_features)?;
-        PortableLinear::new(weight, bias.map(<[f32]>::to_vec))?.pack()
+    /// Those of [`quantize_weight`](crate::quantize_weight) and of [`pack_matrix`](crate::pack_matrix);
+    /// [`Error::WrongLength`] for the bias.
+    pub fn new(
+        weight: &[f32],
+        bias: Option<Vec<f32>>,
+        out_features: usize,
+        in_features: usize,
+        scheme: Int8Scheme,
+    ) -> Result<Self> {
+        let weight = quantize_weight_as(weight, out_features, in_features, scheme.weights)?;
+        PortableLinear::new(weight, bias)?.with_input(scheme.inputs).pack()
     }
 
     /// The number of outputs.
@@ -97,13 +106,14 @@ impl QuantizedLinear {
         self.input
     }
 
-    /// The same layer, its weight shared, with another way to quantize the input. Per row or fixed, a row's result is the
-    /// same in every batch.
+    /// The layer with another way to quantize the input; [`clone`](Clone::clone) it first to have both, which share the
+    /// weight. Per row or static, a row's result is the same in every batch.
     ///
     /// ```
-    /// use fbgemm::{InputScheme, QuantizedLinear};
+    /// use fbgemm::{InputScheme, Int8Scheme, QuantizedLinear};
     ///
-    /// let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], None, 2, 3)?;
+    /// let weight = [0.5, -1.0, 0.25, 1.5, 0.0, -0.5];
+    /// let layer = QuantizedLinear::new(&weight, None, 2, 3, Int8Scheme::pytorch())?;
     /// let (row, other) = ([1.0, 2.0, 3.0], [-70.0, 0.0, 1.0]);
     /// let both = [row, other].concat();
     /// assert_ne!(layer.forward(&both)?[..2], layer.forward(&row)?); // PyTorch's way
@@ -111,8 +121,8 @@ impl QuantizedLinear {
     /// assert_eq!(layer.forward(&both)?[..2], layer.forward(&row)?);
     /// # Ok::<(), fbgemm::Error>(())
     /// ```
-    pub fn with_input(&self, scheme: InputScheme) -> Self {
-        Self { shared: self.shared.clone(), input: scheme }
+    pub fn with_input(self, scheme: InputScheme) -> Self {
+        Self { input: scheme, ..self }
     }
 
     fn operands(&self) -> Operands<'_> {
@@ -121,7 +131,7 @@ impl QuantizedLinear {
     }
 
     /// How many pairs of neighbouring weights can saturate on CPUs without VNNI and so give other bits there: 0 with a
-    /// weight or an input of seven bits, else [`saturating_pairs`](Self::saturating_pairs). Inputs with fixed parameters
+    /// weight or an input of seven bits, else [`saturating_pairs`](Self::saturating_pairs). Inputs with static parameters
     /// count as eight bits.
     pub fn saturation_risk(&self) -> u64 {
         if self.input.never_saturates() { 0 } else { self.saturating_pairs() }
@@ -181,21 +191,59 @@ impl QuantizedLinear {
         })
     }
 
-    /// PyTorch's static `quantized::linear` or, with `relu`, `linear_relu` by this layer: unsigned 8 bits in and out, with
-    /// parameters that a calibration found, whatever the layer's own input scheme. See
-    /// [`linear_static`](crate::linear_static).
+    /// PyTorch's static `quantized::linear` by this layer: unsigned 8 bits in and out, with parameters that a calibration
+    /// found, whatever the layer's own input scheme. See [`linear_static`](crate::linear_static).
+    ///
+    /// # Errors
+    /// Those of [`linear_static`](crate::linear_static).
+    pub fn forward_static(&self, input: &[u8], input_params: U8Params, output_params: U8Params) -> Result<Vec<u8>> {
+        let mut output = new_output(input, self.out_features(), self.in_features())?;
+        self.forward_static_into(input, input_params, output_params, &mut output)?;
+        Ok(output)
+    }
+
+    /// [`forward_static`](Self::forward_static) into the caller's buffer.
     ///
     /// # Errors
     /// Those of [`linear_static_into`](crate::linear_static_into).
-    pub fn forward_static(
+    pub fn forward_static_into(
         &self,
         input: &[u8],
         input_params: U8Params,
-        output: &mut [u8],
         output_params: U8Params,
-        relu: bool,
+        output: &mut [u8],
     ) -> Result<()> {
-        Static { input: input_params, output: output_params }.run(&self.operands(), input, output, relu)
+        Static { input: input_params, output: output_params }.run(&self.operands(), input, output, false)
+    }
+
+    /// PyTorch's static `quantized::linear_relu` by this layer: [`forward_static`](Self::forward_static), and no output
+    /// is below its zero point.
+    ///
+    /// # Errors
+    /// As [`forward_static`](Self::forward_static).
+    pub fn forward_relu_static(
+        &self,
+        input: &[u8],
+        input_params: U8Params,
+        output_params: U8Params,
+    ) -> Result<Vec<u8>> {
+        let mut output = new_output(input, self.out_features(), self.in_features())?;
+        self.forward_relu_static_into(input, input_params, output_params, &mut output)?;
+        Ok(output)
+    }
+
+    /// [`forward_relu_static`](Self::forward_relu_static) into the caller's buffer.
+    ///
+    /// # Errors
+    /// As [`forward_static_into`](Self::forward_static_into).
+    pub fn forward_relu_static_into(
+        &self,
+        input: &[u8],
+        input_params: U8Params,
+        output_params: U8Params,
+        output: &mut [u8],
+    ) -> Result<()> {
+        Static { input: input_params, output: output_params }.run(&self.operands(), input, output, true)
     }
 
     /// Where the time of one call goes. The input is quantized a second time, alone and per tensor, to tell that part from
@@ -222,7 +270,7 @@ impl QuantizedLinear {
     ///
     /// # Errors
     /// Those of [`PackedMatrix::unpack`].
-    pub fn release(self) -> Result<PortableLinear> {
+    pub fn into_portable(self) -> Result<PortableLinear> {
         self.to_portable()
     }
 }
@@ -371,7 +419,7 @@ mod stored {
             }
             let weight = QuantizedWeight::from_stored(
                 s.weight.into_owned(),
-                s.col_offsets.into_owned(),
+                &s.col_offsets,
                 scales,
                 zero_points,
                 s.out_features,
@@ -404,7 +452,7 @@ mod tests {
     /// otherwise for the one than for the other.
     #[test]
     fn a_stored_layer_of_one_output_stays_per_tensor() {
-        let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25], Some(&[0.1]), 1, 3).unwrap();
+        let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25], Some(vec![0.1]), 1, 3, Int8Scheme::pytorch()).unwrap();
         assert!(!layer.shared.parameters.per_channel);
         let again: QuantizedLinear = serde_json::from_str(&serde_json::to_string(&layer).unwrap()).unwrap();
         assert!(!again.shared.parameters.per_channel);

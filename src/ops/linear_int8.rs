@@ -71,49 +71,13 @@ pub fn linear_int8_weight_into(
     bias: Option<&[f32]>,
     output: &mut [f32],
 ) -> Result<()> {
-    linear_int8_weight_tasks(input, weight, packed, bias, output, 1, |task| task(0))
-}
-
-/// [`linear_int8_weight_into`] in `tasks` parts on the caller's threads: FBGEMM's own partition, the same bits for
-/// any number of tasks.
-///
-/// `execute` is given the task: a function to call once with each number from 0 to `tasks` − 1, in any order, on any
-/// threads, before it returns. A number given twice is ignored the second time, as are numbers from `tasks` up.
-/// With one task the function is not called: the calling thread does the work.
-///
-/// ```
-/// let weight = fbgemm::quantize_weight(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], 2, 3)?;
-/// let packed = weight.pack()?;
-/// let mut output = [0.0; 2];
-/// fbgemm::linear_int8_weight_tasks(&[1.0, 2.0, 3.0], &weight, &packed, None, &mut output, 2, |task| {
-///     std::thread::scope(|threads| {
-///         threads.spawn(|| task(1));
-///         task(0);
-///     })
-/// })?;
-/// assert_eq!(&output[..], &fbgemm::linear_int8_weight(&[1.0, 2.0, 3.0], &weight, &packed, None)?);
-/// # Ok::<(), fbgemm::Error>(())
-/// ```
-///
-/// # Errors
-/// As [`linear_int8_weight_into`]; [`Error::InvalidTasks`] unless `tasks` is 1 to 1024; [`Error::TasksLeft`] if
-/// `execute` returned before every task had run, the output then being incomplete.
-pub fn linear_int8_weight_tasks(
-    input: &[f32],
-    weight: &QuantizedWeight,
-    packed: &PackedMatrix,
-    bias: Option<&[f32]>,
-    output: &mut [f32],
-    tasks: usize,
-    execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
-) -> Result<()> {
     let operands = Operands { weight: weight.parameters(), packed, bias };
-    operands.run(input, InputScheme::new(), false, output, tasks, execute)
+    operands.run(input, InputScheme::new(), false, output, 1, |task| task(0))
 }
 
 /// PyTorch's `quantized::linear_dynamic`, bit-identical: [`linear_int8_weight`] with ATen's way of choosing the input's
 /// parameters, which differs from FBGEMM's, and a weight that may have a scale for each output
-/// ([`QuantizedWeight::from_channels`]). `reduce_range` quantizes the input to seven bits, as
+/// ([`QuantizedWeight::per_channel`]). `reduce_range` quantizes the input to seven bits, as
 /// `torch.ao.nn.quantized.dynamic.Linear` does.
 ///
 /// ```
@@ -134,7 +98,24 @@ pub fn linear_dynamic(
     bias: Option<&[f32]>,
     reduce_range: bool,
 ) -> Result<Vec<f32>> {
-    dynamic(input, weight, packed, bias, reduce_range, false)
+    let mut output = new_output(input, weight.out_features(), weight.in_features())?;
+    linear_dynamic_into(input, weight, packed, bias, reduce_range, &mut output)?;
+    Ok(output)
+}
+
+/// [`linear_dynamic`] into the caller's buffer, as [`linear_int8_weight_into`].
+///
+/// # Errors
+/// As [`linear_int8_weight_into`].
+pub fn linear_dynamic_into(
+    input: &[f32],
+    weight: &QuantizedWeight,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    reduce_range: bool,
+    output: &mut [f32],
+) -> Result<()> {
+    dynamic(input, weight, packed, bias, reduce_range, false, output)
 }
 
 /// PyTorch's `quantized::linear_relu_dynamic`, bit-identical: [`linear_dynamic`], and negative outputs become 0.
@@ -148,7 +129,24 @@ pub fn linear_relu_dynamic(
     bias: Option<&[f32]>,
     reduce_range: bool,
 ) -> Result<Vec<f32>> {
-    dynamic(input, weight, packed, bias, reduce_range, true)
+    let mut output = new_output(input, weight.out_features(), weight.in_features())?;
+    linear_relu_dynamic_into(input, weight, packed, bias, reduce_range, &mut output)?;
+    Ok(output)
+}
+
+/// [`linear_relu_dynamic`] into the caller's buffer, as [`linear_int8_weight_into`].
+///
+/// # Errors
+/// As [`linear_int8_weight_into`].
+pub fn linear_relu_dynamic_into(
+    input: &[f32],
+    weight: &QuantizedWeight,
+    packed: &PackedMatrix,
+    bias: Option<&[f32]>,
+    reduce_range: bool,
+    output: &mut [f32],
+) -> Result<()> {
+    dynamic(input, weight, packed, bias, reduce_range, true, output)
 }
 
 fn dynamic(
@@ -158,12 +156,12 @@ fn dynamic(
     bias: Option<&[f32]>,
     reduce_range: bool,
     relu: bool,
-) -> Result<Vec<f32>> {
-    let mut output = new_output(input, weight.out_features(), weight.in_features())?;
-    let scheme = InputScheme { reduced_range: reduce_range, ..InputScheme::new().as_linear_dynamic() };
+    output: &mut [f32],
+) -> Result<()> {
+    let scheme = InputScheme::new().as_linear_dynamic();
+    let scheme = if reduce_range { scheme.reduce_range() } else { scheme };
     let operands = Operands { weight: weight.parameters(), packed, bias };
-    operands.run(input, scheme, relu, &mut output, 1, |task| task(0))?;
-    Ok(output)
+    operands.run(input, scheme, relu, output, 1, |task| task(0))
 }
 
 /// What an operation multiplies with and adds.
@@ -205,7 +203,7 @@ impl<'a> Operands<'a> {
     ) -> Result<()> {
         let (packed, stage) = (self.packed.ffi(), self.stage(relu));
         let depth = self.weight.in_features;
-        let per_row = scheme.granularity == InputGranularity::PerRow;
+        let per_row = scheme.granularity() == InputGranularity::PerRow;
         let range = match shared_range {
             Some(range) if !per_row => range,
             _ => finite_range(input, "input", cpu)?,

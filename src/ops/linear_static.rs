@@ -13,7 +13,7 @@ use crate::quant::weight::{Parameters, QuantizedWeight};
 ///
 /// `input` is row-major, any number of rows of `in_features`; the result has as many rows of `out_features`. `bias` is
 /// float, `out_features` elements or none. The weight may have a scale for each output
-/// ([`QuantizedWeight::from_channels`]). No rows give an empty result.
+/// ([`QuantizedWeight::per_channel`]). No rows give an empty result.
 ///
 /// With x = Σ (q_in − zero_in)·(q_w − zero_w), exact but for the 16 bits of sums of two products on CPUs without VNNI
 /// ([`Isa::sums_pairs_exactly`](crate::Isa::sums_pairs_exactly)), and s = scale_in · scale_w:

@@ -51,10 +51,10 @@ impl U8Params {
 /// With the feature `serde` it is stored as in files: the text that [`Display`](std::fmt::Display) gives.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct InputScheme {
-    pub(crate) granularity: InputGranularity,
-    pub(crate) reduced_range: bool,
+    granularity: InputGranularity,
+    reduce_range: bool,
     /// ATen's choice of parameters, not FBGEMM's.
-    pub(crate) as_aten: bool,
+    as_aten: bool,
 }
 
 /// What shares a scale and a zero point.
@@ -67,7 +67,7 @@ pub enum InputGranularity {
     /// Each row has its own: its result is the same in every batch.
     PerRow,
     /// All calls: a row's result is the same in every batch, and values beyond the range are clipped.
-    Fixed {
+    Static {
         /// The size of one step.
         scale: f32,
         /// The quantized value, 0 to 255, that stands for 0.
@@ -82,7 +82,7 @@ impl InputScheme {
     }
 
     /// As PyTorch's `quantized::linear_dynamic`: per tensor, by ATen's choice of parameters.
-    /// `torch.ao.nn.quantized.dynamic.Linear` has a [`reduced_range`](Self::reduced_range) besides.
+    /// `torch.ao.nn.quantized.dynamic.Linear` has a [`reduce_range`](Self::reduce_range) besides.
     pub fn as_linear_dynamic(self) -> Self {
         Self { granularity: InputGranularity::PerTensor, as_aten: true, ..self }
     }
@@ -97,19 +97,19 @@ impl InputScheme {
     /// # Errors
     /// [`Error::InvalidScale`] unless the scale and its inverse are positive and finite; [`Error::InvalidU8ZeroPoint`]
     /// unless the zero point is 0 to 255.
-    pub fn fixed(self, scale: f32, zero_point: i32) -> Result<Self> {
+    pub fn static_params(self, scale: f32, zero_point: i32) -> Result<Self> {
         U8Params::new(scale, zero_point)?;
         if !(1.0 / scale).is_finite() {
             return Err(Error::InvalidScale { given: scale });
         }
-        Ok(Self { granularity: InputGranularity::Fixed { scale, zero_point }, as_aten: false, ..self })
+        Ok(Self { granularity: InputGranularity::Static { scale, zero_point }, as_aten: false, ..self })
     }
 
     /// Seven bits, 0 to 127, PyTorch's `reduce_range`: no sum of two products leaves 16 bits, so that every CPU gives
-    /// the same bits, at the cost of steps twice as large. It is for ranges that a call finds; fixed parameters are taken
+    /// the same bits, at the cost of steps twice as large. It is for ranges that a call finds; static parameters are taken
     /// as they are.
-    pub fn reduced_range(self) -> Self {
-        Self { reduced_range: true, ..self }
+    pub fn reduce_range(self) -> Self {
+        Self { reduce_range: true, ..self }
     }
 
     /// What shares a scale and a zero point.
@@ -118,13 +118,13 @@ impl InputScheme {
     }
 
     /// Whether the input has seven bits.
-    pub fn is_reduced(&self) -> bool {
-        self.reduced_range
+    pub fn is_range_reduced(&self) -> bool {
+        self.reduce_range
     }
 
     /// Whether products with any weight fit 16 bits by pairs.
     pub(crate) fn never_saturates(&self) -> bool {
-        self.reduced_range && !matches!(self.granularity, InputGranularity::Fixed { .. })
+        self.reduce_range && !matches!(self.granularity, InputGranularity::Static { .. })
     }
 
     /// The parameters for values in this range.
@@ -132,7 +132,7 @@ impl InputScheme {
     /// # Errors
     /// [`Error::InputOverflow`].
     pub(crate) fn choose(&self, (min, max): (f32, f32)) -> Result<Params> {
-        if let InputGranularity::Fixed { scale, zero_point } = self.granularity {
+        if let InputGranularity::Static { scale, zero_point } = self.granularity {
             // FBGEMM adds the zero point in 32 bits, where steps beyond them wrap around to the other end.
             const MOST_STEPS: f32 = 2_147_483_000.0;
             let steps = max * (1.0 / scale);
@@ -142,13 +142,13 @@ impl InputScheme {
             return Ok(Params { scale, zero_point });
         }
         if self.as_aten {
-            return Ok(choose_as_aten(min, max, self.reduced_range));
+            return Ok(choose_as_aten(min, max, self.reduce_range));
         }
-        quantize::choose(min, max, 0, if self.reduced_range { 127 } else { 255 })
+        quantize::choose(min, max, 0, if self.reduce_range { 127 } else { 255 })
     }
 }
 
-/// As files have it: `per_tensor`, `aten`, `per_row` or `fixed SCALE ZERO_POINT`, and `reduced` behind.
+/// As files have it: `per_tensor`, `aten`, `per_row` or `static SCALE ZERO_POINT`, then `reduce_range` where it holds.
 impl std::fmt::Display for InputScheme {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.granularity {
@@ -156,9 +156,9 @@ impl std::fmt::Display for InputScheme {
             InputGranularity::PerTensor => f.write_str("per_tensor")?,
             InputGranularity::PerRow => f.write_str("per_row")?,
             // Rust prints as many digits as give the same float back.
-            InputGranularity::Fixed { scale, zero_point } => write!(f, "fixed {scale} {zero_point}")?,
+            InputGranularity::Static { scale, zero_point } => write!(f, "static {scale} {zero_point}")?,
         }
-        f.write_str(if self.reduced_range { " reduced" } else { "" })
+        f.write_str(if self.reduce_range { " reduce_range" } else { "" })
     }
 }
 
@@ -166,20 +166,22 @@ impl std::str::FromStr for InputScheme {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let invalid = || Error::InvalidInputScheme { given: text.to_string() };
+        let expected = "per_tensor, aten, per_row or static SCALE ZERO_POINT, then reduce_range";
+        let invalid = || Error::InvalidScheme { given: text.to_string(), expected };
         let mut words: Vec<&str> = text.split(' ').collect();
         let mut scheme = Self::new();
-        if words.last() == Some(&"reduced") {
+        // The second words are those of earlier versions' files.
+        if let Some(&"reduce_range" | &"reduced") = words.last() {
             words.pop();
-            scheme = scheme.reduced_range();
+            scheme = scheme.reduce_range();
         }
         match words[..] {
             ["per_tensor"] => Ok(scheme),
             ["aten"] => Ok(scheme.as_linear_dynamic()),
             ["per_row"] => Ok(scheme.per_row()),
-            ["fixed", scale, zero_point] => {
+            ["static" | "fixed", scale, zero_point] => {
                 let scale = scale.parse().map_err(|_| invalid())?;
-                scheme.fixed(scale, zero_point.parse().map_err(|_| invalid())?)
+                scheme.static_params(scale, zero_point.parse().map_err(|_| invalid())?)
             }
             _ => Err(invalid()),
         }
@@ -188,10 +190,10 @@ impl std::str::FromStr for InputScheme {
 
 /// ATen's choice of scale and zero point, for PyTorch's newer operators: unlike FBGEMM's, the zero point comes from a
 /// scale in double precision, and the errors of its two candidates are differences (`quant_utils` in ATen).
-fn choose_as_aten(min: f32, max: f32, reduced_range: bool) -> Params {
+fn choose_as_aten(min: f32, max: f32, reduce_range: bool) -> Params {
     const SMALLEST: f32 = 6.1e-5;
     let (mut min, mut max) = (min.min(0.0), max.max(0.0));
-    let (qmin, qmax): (f64, f64) = (0.0, if reduced_range { 127.0 } else { 255.0 });
+    let (qmin, qmax): (f64, f64) = (0.0, if reduce_range { 127.0 } else { 255.0 });
     let mut scale = (f64::from(max) - f64::from(min)) / (qmax - qmin);
     if scale as f32 == 0.0 || (1.0 / scale as f32).is_infinite() {
         scale = 0.1;
@@ -216,20 +218,4 @@ fn choose_as_aten(min: f32, max: f32, reduced_range: bool) -> Params {
 }
 
 #[cfg(feature = "serde")]
-mod stored {
-    use super::InputScheme;
-    use serde::de::{Deserialize, Deserializer, Error};
-    use serde::ser::{Serialize, Serializer};
-
-    impl Serialize for InputScheme {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            serializer.collect_str(self)
-        }
-    }
-
-    impl<'de> Deserialize<'de> for InputScheme {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-        }
-    }
-}
+crate::quant::stored_as_text!(InputScheme);

@@ -6,13 +6,13 @@ use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::quantize;
 
-/// Collects the inputs that a layer sees, to fix its parameters for all calls ([`InputScheme::fixed`]): from their
-/// smallest and largest, or, where a few values lie far out, from percentiles.
+/// Collects the inputs that a layer sees, to fix its parameters for all calls ([`InputScheme::static_params`]): from their
+/// smallest and largest, or, where a few values lie far out, from quantiles.
 ///
 /// ```
-/// use fbgemm::{InputObserver, QuantizedLinear};
+/// use fbgemm::{InputObserver, Int8Scheme, QuantizedLinear};
 ///
-/// let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], None, 2, 3)?;
+/// let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], None, 2, 3, Int8Scheme::accurate())?;
 /// let mut observer = InputObserver::new();
 /// for sample in [[1.0, 2.0, 3.0], [-1.0, 0.5, 2.5]] {
 ///     observer.observe(&sample)?;
@@ -83,16 +83,16 @@ impl InputObserver {
         self.for_range(self.min, self.max)
     }
 
-    /// Parameters for the middle `share` (0.999, say) of what was seen: the rest, half of it at each end, is clipped. To
-    /// within 1/2048 of the largest magnitude.
+    /// Parameters for the central `quantile` (0.999, say) of what was seen: the rest, half of it at each end, is clipped.
+    /// To within 1/2048 of the largest magnitude.
     ///
     /// # Errors
-    /// [`Error::NothingObserved`]; [`Error::InvalidShare`] unless `share` is above 0 and at most 1.
-    pub fn scheme_for(&self, share: f64) -> Result<InputScheme> {
-        if !(share > 0.0 && share <= 1.0) {
-            return Err(Error::InvalidShare { given: share });
+    /// [`Error::NothingObserved`]; [`Error::InvalidQuantile`] unless `quantile` is above 0 and at most 1.
+    pub fn quantile_scheme(&self, quantile: f64) -> Result<InputScheme> {
+        if !(quantile > 0.0 && quantile <= 1.0) {
+            return Err(Error::InvalidQuantile { given: quantile });
         }
-        let beyond = ((1.0 - share) / 2.0 * self.count as f64) as u64;
+        let beyond = ((1.0 - quantile) / 2.0 * self.count as f64) as u64;
         let edge = |bin: usize| (bin as f32 / (BINS / 2) as f32 - 1.0) * self.reach;
         // The first part at whose end more than `beyond` have been seen.
         let first = |counts: &mut dyn Iterator<Item = &u64>| {
@@ -114,6 +114,6 @@ impl InputObserver {
             return Err(Error::NothingObserved);
         }
         let params = quantize::choose(low, high, 0, u8::MAX.into())?;
-        InputScheme::new().fixed(params.scale, params.zero_point)
+        InputScheme::new().static_params(params.scale, params.zero_point)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::range::finite_range;
 use super::saturation::row_sums;
-use super::weight_scheme::WeightScheme;
+use super::weight_scheme::{WeightGranularity, WeightScheme};
 use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::{check_int8_shape, quantize, scratch};
@@ -100,45 +100,44 @@ pub struct QuantizedWeight {
 }
 
 impl QuantizedWeight {
-    /// Puts a weight together from stored parts, checking that they belong together.
+    /// A weight that is quantized already, with one scale and zero point: `data` has `out_features` rows of `in_features`.
     ///
-    /// `data` has `out_features` rows of `in_features`; `col_offsets` has, for each row n,
-    /// Σₖ data\[n, k\] − zero_point · in_features.
+    /// ```
+    /// let q = fbgemm::QuantizedWeight::per_tensor(vec![1, -2, 3, 4, -5, 6], 0.5, 1, 2, 3)?;
+    /// assert_eq!(q.col_offsets(), [1 - 2 + 3 - 3, 4 - 5 + 6 - 3]);
+    /// q.check_col_offsets(&[-1, 2])?; // as stored beside it
+    /// # Ok::<(), fbgemm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::ZeroDimension`], [`Error::WrongLength`], [`Error::TooLarge`], [`Error::InvalidScale`],
-    /// [`Error::InvalidZeroPoint`], [`Error::ForeignColOffsets`], [`Error::AccumulatorOverflow`].
-    pub fn from_parts(
+    /// [`Error::InvalidZeroPoint`], [`Error::AccumulatorOverflow`].
+    pub fn per_tensor(
         data: Vec<i8>,
-        col_offsets: Vec<i32>,
         scale: f32,
         zero_point: i32,
         out_features: usize,
         in_features: usize,
     ) -> Result<Self> {
-        Self::checked(data, col_offsets, vec![scale], vec![zero_point], false, out_features, in_features)
+        Self::checked(data, vec![scale], vec![zero_point], false, out_features, in_features)
     }
 
-    /// [`from_parts`](Self::from_parts) with a scale and a zero point for each output feature, or one for all of them.
-    /// Where there is one output, they are that output's.
+    /// [`per_tensor`](Self::per_tensor) with a scale and a zero point for each output feature.
     ///
     /// # Errors
-    /// As [`from_parts`](Self::from_parts).
-    pub fn from_channels(
+    /// As [`per_tensor`](Self::per_tensor).
+    pub fn per_channel(
         data: Vec<i8>,
-        col_offsets: Vec<i32>,
         scales: Vec<f32>,
         zero_points: Vec<i32>,
         out_features: usize,
         in_features: usize,
     ) -> Result<Self> {
-        let per_channel = scales.len() == out_features;
-        Self::checked(data, col_offsets, scales, zero_points, per_channel, out_features, in_features)
+        Self::checked(data, scales, zero_points, true, out_features, in_features)
     }
 
     fn checked(
         data: Vec<i8>,
-        col_offsets: Vec<i32>,
         scales: Vec<f32>,
         zero_points: Vec<i32>,
         per_channel: bool,
@@ -146,14 +145,11 @@ impl QuantizedWeight {
         in_features: usize,
     ) -> Result<Self> {
         check_int8_shape("weight", data.len(), out_features, in_features)?;
-        if col_offsets.len() != out_features {
-            return Err(Error::WrongLength { what: "col_offsets", given: col_offsets.len(), expected: out_features });
-        }
-        if scales.len() != 1 && scales.len() != out_features {
-            return Err(Error::WrongLength { what: "scales", given: scales.len(), expected: out_features });
-        }
-        if zero_points.len() != scales.len() {
-            return Err(Error::WrongLength { what: "zero_points", given: zero_points.len(), expected: scales.len() });
+        let channels = if per_channel { out_features } else { 1 };
+        for (what, given) in [("scales", scales.len()), ("zero_points", zero_points.len())] {
+            if given != channels {
+                return Err(Error::WrongLength { what, given, expected: channels });
+            }
         }
         if let Some(&given) = scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
             return Err(Error::InvalidScale { given });
@@ -162,28 +158,39 @@ impl QuantizedWeight {
             return Err(Error::InvalidZeroPoint { given });
         }
         let parameters = Parameters::of(&data, scales, zero_points, per_channel, out_features, in_features)?;
-        match col_offsets.iter().zip(&parameters.col_offsets).position(|(given, expected)| given != expected) {
-            None => Ok(Self { data, parameters }),
-            Some(index) => Err(Error::ForeignColOffsets {
-                index,
-                given: col_offsets[index],
-                expected: parameters.col_offsets[index],
-            }),
-        }
+        Ok(Self { data, parameters })
     }
 
     /// From a stored layer's parts: a single scale is the whole weight's, also where there is one output.
     #[cfg(any(feature = "safetensors", feature = "serde"))]
     pub(crate) fn from_stored(
         data: Vec<i8>,
-        col_offsets: Vec<i32>,
+        col_offsets: &[i32],
         scales: Vec<f32>,
         zero_points: Vec<i32>,
         out_features: usize,
         in_features: usize,
     ) -> Result<Self> {
         let per_channel = scales.len() > 1;
-        Self::checked(data, col_offsets, scales, zero_points, per_channel, out_features, in_features)
+        let weight = Self::checked(data, scales, zero_points, per_channel, out_features, in_features)?;
+        weight.check_col_offsets(col_offsets)?;
+        Ok(weight)
+    }
+
+    /// Checks that stored column offsets are this weight's: a different weight's would be a sign of damage.
+    ///
+    /// # Errors
+    /// [`Error::WrongLength`], [`Error::ForeignColOffsets`].
+    pub fn check_col_offsets(&self, col_offsets: &[i32]) -> Result<()> {
+        let own = self.col_offsets();
+        if col_offsets.len() != own.len() {
+            let (given, expected) = (col_offsets.len(), own.len());
+            return Err(Error::WrongLength { what: "col_offsets", given, expected });
+        }
+        match col_offsets.iter().zip(own).position(|(given, expected)| given != expected) {
+            None => Ok(()),
+            Some(index) => Err(Error::ForeignColOffsets { index, given: col_offsets[index], expected: own[index] }),
+        }
     }
 
     /// The quantized values, `out_features` rows of `in_features`.
@@ -296,24 +303,25 @@ pub fn quantize_weight_as(
     // Of the whole weight, also where each channel has its own: an index in an error is the whole weight's.
     let whole = finite_range(weight, "weight", cpu)?;
     let (qmin, qmax) = scheme.range();
+    let per_channel = scheme.granularity() == WeightGranularity::PerChannel;
     let (mut scales, mut zero_points, mut data) = (Vec::new(), Vec::new(), scratch::zeroed(weight.len())?);
-    let piece = if scheme.per_channel { in_features } else { weight.len() };
+    let piece = if per_channel { in_features } else { weight.len() };
     for (from, to) in weight.chunks_exact(piece).zip(data.chunks_exact_mut(piece)) {
-        let (min, max) = if scheme.per_channel { finite_range(from, "weight", cpu)? } else { whole };
+        let (min, max) = if per_channel { finite_range(from, "weight", cpu)? } else { whole };
         let mut params = quantize::choose(min, max, qmin, qmax)?;
-        if scheme.symmetric {
+        if scheme.is_symmetric() {
             let steps = (qmax - qmin) as f32 / 2.0;
             (params.scale, params.zero_point) = ((min.abs().max(max.abs()) / steps).max(f32::EPSILON), 0);
         }
         quantize::to_i8(from, to, params, cpu)?;
-        if scheme.reduced_range {
+        if scheme.is_range_reduced() {
             // FBGEMM clamps to 8 bits, whatever the range that the parameters are for.
             to.iter_mut().for_each(|q| *q = (*q).clamp(qmin as i8, qmax as i8));
         }
         scales.push(params.scale);
         zero_points.push(params.zero_point);
     }
-    let parameters = Parameters::of(&data, scales, zero_points, scheme.per_channel, out_features, in_features)?;
+    let parameters = Parameters::of(&data, scales, zero_points, per_channel, out_features, in_features)?;
     Ok(QuantizedWeight { data, parameters })
 }
 

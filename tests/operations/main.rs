@@ -7,6 +7,7 @@ mod errors;
 mod fixed_point;
 mod fp16;
 mod golden;
+mod layout;
 mod lifecycle;
 mod properties;
 mod reference;

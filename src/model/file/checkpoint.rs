@@ -1,6 +1,6 @@
 //! Quantizing a checkpoint from file to file.
 
-use super::format::{FP16_KEY, half_bytes, half_tensors, layer_of, note_input, quantized_bytes, quantized_tensors};
+use super::format::{FP16_KEY, fp16_bytes, fp16_tensors, layer_of, note_input, quantized_bytes, quantized_tensors};
 use super::model_file::ModelFile;
 use super::write::{Part, write};
 use crate::cpu::SupportedCpu;
@@ -8,8 +8,10 @@ use crate::error::{Error, Result};
 use crate::ffi::{check_fp16_shape, check_int8_shape};
 use crate::model::options::{Chooser, QuantizeOptions};
 use crate::model::report::{LayerReport, QuantizeReport, Skipped, WeightReport};
-use crate::nn::fp16_linear::HalfLinear;
+use crate::nn::fp16_linear::Fp16Linear;
+use crate::quant::scheme::LinearScheme;
 use crate::quant::weight::quantize_weight_as;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -34,14 +36,14 @@ pub fn quantize_checkpoint(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<QuantizeReport> {
     SupportedCpu::get()?;
-    let (mut chosen, mut report) = (BTreeSet::new(), QuantizeReport::new(options.weights, options.input, options.fp16));
+    let (mut chosen, mut report) = (BTreeSet::new(), QuantizeReport::new(options.scheme()));
     let mut chooser = Chooser::new(options);
     for name in file.candidates() {
         let (n, k) = file.shape(name)?;
         let mut against = chooser.reason_against(name, n, k);
         if against.is_none() && is_embedding(name) && !options.names_exactly(name) {
             against = Some(Skipped::Embedding);
-        } else if file.is_quantized(name) || file.is_half(name) {
+        } else if file.is_int8(name) || file.is_fp16(name) {
             against = Some(Skipped::AlreadyQuantized);
         }
         if against.is_none() {
@@ -63,39 +65,29 @@ pub fn quantize_checkpoint(
     }
 
     let by_name = report.layers.iter_mut().map(|layer| (layer.name.clone(), layer));
-    let (scheme, mut metadata) = (options.weights, file.metadata().clone());
+    let (scheme, mut metadata) = (options.scheme(), file.metadata().clone());
     let reports = RefCell::new(by_name.collect::<BTreeMap<String, &mut LayerReport>>());
     let mut parts = Vec::new();
     for full in file.tensor_names() {
         let tensor = file.tensor(full)?;
         if let Some(name) = layer_of(full, "weight").filter(|name| chosen.contains(name)) {
             let ((n, k), bias) = (file.shape(name)?, file.bias(name).map_err(|e| e.in_layer(name))?);
-            let check = if options.fp16 { check_fp16_shape } else { check_int8_shape };
-            check("weight", tensor.shape().iter().product(), n, k).map_err(|e| e.in_layer(name))?;
-            let (tensors, fp16) = if options.fp16 {
-                metadata.insert(format!("{FP16_KEY}{name}"), "1".to_string());
-                (half_tensors(name, n, k, bias.is_some()), true)
-            } else {
-                note_input(&mut metadata, name, options.input);
-                (quantized_tensors(name, n, k, scheme.channels(n), bias.is_some()), false)
+            let tensors = match scheme {
+                LinearScheme::Fp16 => {
+                    check_fp16_shape("weight", n.saturating_mul(k), n, k).map_err(|e| e.in_layer(name))?;
+                    metadata.insert(format!("{FP16_KEY}{name}"), "1".to_string());
+                    fp16_tensors(name, n, k, bias.is_some())
+                }
+                LinearScheme::Int8(scheme) => {
+                    check_int8_shape("weight", n.saturating_mul(k), n, k).map_err(|e| e.in_layer(name))?;
+                    note_input(&mut metadata, name, scheme.inputs);
+                    quantized_tensors(name, n, k, scheme.weights.channels(n), bias.is_some())
+                }
             };
             let reports = &reports;
             parts.push(Part::new(tensors, move || {
                 let (_, weight) = file.tensor_f32(full)?;
-                if fp16 {
-                    // Rounded by FBGEMM itself, as the layer will be.
-                    let half = HalfLinear::new(&weight, None, n, k).map_err(|e| e.in_layer(name))?;
-                    let rounded = half.weight()?;
-                    let bytes = half_bytes(&rounded, bias.as_deref());
-                    if let Some(layer) = reports.borrow_mut().get_mut(name) {
-                        layer.bytes_after = bytes.iter().map(|bytes| bytes.len()).sum();
-                        layer.outcome = Ok(WeightReport::of_rounded(&weight, &rounded));
-                    }
-                    return Ok(bytes);
-                }
-                let quantized = quantize_weight_as(&weight, n, k, scheme).map_err(|e| e.in_layer(name))?;
-                let about = WeightReport::of(&weight, &quantized).with_input(options.input);
-                let bytes = quantized_bytes(quantized, bias.as_deref());
+                let (about, bytes) = quantized(&weight, bias.as_deref(), n, k, scheme).map_err(|e| e.in_layer(name))?;
                 if let Some(layer) = reports.borrow_mut().get_mut(name) {
                     layer.bytes_after = bytes.iter().map(|bytes| bytes.len()).sum();
                     layer.outcome = Ok(about);
@@ -118,6 +110,28 @@ pub fn quantize_checkpoint(
         }
     }
     Ok(report)
+}
+
+/// What quantizing did to a weight, and the bytes of the layer's tensors.
+fn quantized(
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    n: usize,
+    k: usize,
+    scheme: LinearScheme,
+) -> Result<(WeightReport, Vec<Cow<'static, [u8]>>)> {
+    match scheme {
+        LinearScheme::Fp16 => {
+            // Rounded by FBGEMM itself, as the layer will be.
+            let rounded = Fp16Linear::new(weight, None, n, k)?.weight()?;
+            Ok((WeightReport::of_rounded(weight, &rounded), fp16_bytes(&rounded, bias)))
+        }
+        LinearScheme::Int8(scheme) => {
+            let quantized = quantize_weight_as(weight, n, k, scheme.weights)?;
+            let about = WeightReport::of(weight, &quantized).with_input(scheme.inputs);
+            Ok((about, quantized_bytes(quantized, bias)))
+        }
+    }
 }
 
 /// Whether a layer's name is one that checkpoints give to embeddings.

@@ -59,13 +59,13 @@ pub(crate) fn note_input(metadata: &mut BTreeMap<String, String>, name: &str, sc
 }
 
 /// The tensors of a layer in fp16, and, in the same order, their bytes.
-pub(crate) fn half_tensors(name: &str, n: usize, k: usize, has_bias: bool) -> Vec<(String, Dtype, Vec<usize>)> {
+pub(crate) fn fp16_tensors(name: &str, n: usize, k: usize, has_bias: bool) -> Vec<(String, Dtype, Vec<usize>)> {
     let mut tensors = vec![(join_name(name, "weight"), Dtype::F16, vec![n, k])];
     tensors.extend(has_bias.then(|| (join_name(name, "bias"), Dtype::F32, vec![n])));
     tensors
 }
 
-pub(crate) fn half_bytes<'a>(weight: &[f32], bias: Option<&[f32]>) -> Vec<Cow<'a, [u8]>> {
+pub(crate) fn fp16_bytes<'a>(weight: &[f32], bias: Option<&[f32]>) -> Vec<Cow<'a, [u8]>> {
     let mut bytes: Vec<Cow<[u8]>> = vec![le_bytes(weight, |w| half::f16::from_f32(w).to_le_bytes()).into()];
     bytes.extend(bias.map(|bias| Cow::from(le_bytes(bias, f32::to_le_bytes))));
     bytes

@@ -1,9 +1,6 @@
-//! A safetensors file's header: checked before it is parsed, and written.
+//! Checks of a safetensors file's header that its parser does not make.
 
-use super::write::Part;
-use crate::error::{Error, Result};
-use safetensors::tensor::TensorInfo;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 /// Checks what the safetensors parser lets pass: a name given twice, of which it keeps the last, and a tensor beyond
 /// the file, where its sums may overflow.
@@ -58,22 +55,4 @@ impl<'de> serde::Deserialize<'de> for Header {
         }
         deserializer.deserialize_map(Entries)
     }
-}
-
-/// The file's first bytes: the header's length and the header, padded to a multiple of 8.
-pub(crate) fn header_bytes(
-    parts: &[Part],
-    ends: &BTreeMap<String, (usize, usize)>,
-    metadata: &BTreeMap<String, String>,
-) -> Result<Vec<u8>> {
-    let invalid = |e: serde_json::Error| Error::InvalidFile { reason: e.to_string() };
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".to_string(), serde_json::to_value(metadata).map_err(invalid)?);
-    for (name, dtype, shape) in parts.iter().flat_map(|part| &part.tensors) {
-        let info = TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: ends[name] };
-        header.insert(name.clone(), serde_json::to_value(info).map_err(invalid)?);
-    }
-    let mut json = serde_json::to_vec(&header).map_err(invalid)?;
-    json.resize(json.len().next_multiple_of(8), b' ');
-    Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
 }

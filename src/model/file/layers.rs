@@ -1,6 +1,6 @@
 //! A model's layers into a file, and a file's layers into a model.
 
-use super::format::{FP16_KEY, half_bytes, half_tensors, le_bytes, note_input, quantized_bytes, quantized_tensors};
+use super::format::{FP16_KEY, fp16_bytes, fp16_tensors, le_bytes, note_input, quantized_bytes, quantized_tensors};
 use super::model_file::{ModelFile, in_parallel};
 use super::write::{Part, write};
 use crate::error::{Error, Result};
@@ -86,7 +86,7 @@ pub fn save_linear_modules(
     model.visit_linear("", &mut |name, layer| {
         match layer {
             Linear::Int8(layer) => note_input(&mut metadata, name, layer.input_scheme()),
-            Linear::Half(_) => drop(metadata.insert(format!("{FP16_KEY}{name}"), "1".to_string())),
+            Linear::Fp16(_) => drop(metadata.insert(format!("{FP16_KEY}{name}"), "1".to_string())),
             _ => {}
         }
         let (n, k, bias) = (layer.out_features(), layer.in_features(), layer.bias());
@@ -105,8 +105,8 @@ pub fn save_linear_modules(
                     Ok(quantized_bytes(weight, bias.as_deref()))
                 })
             }
-            Linear::Half(layer) => {
-                Part::new(half_tensors(name, n, k, bias.is_some()), || Ok(half_bytes(&layer.weight()?, layer.bias())))
+            Linear::Fp16(layer) => {
+                Part::new(fp16_tensors(name, n, k, bias.is_some()), || Ok(fp16_bytes(&layer.weight()?, layer.bias())))
             }
             Linear::Unloaded { .. } => return unloaded = unloaded.take().or(Some(name.to_string())),
         });

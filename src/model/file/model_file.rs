@@ -4,9 +4,9 @@ use super::format::{FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, floats, is_float, l
 use super::header::check_header;
 use crate::error::{Error, Result};
 use crate::model::modules::join_name;
-use crate::nn::fp16_linear::HalfLinear;
+use crate::nn::fp16_linear::Fp16Linear;
 use crate::nn::linear::Linear;
-use crate::nn::quantized_linear::{PortableLinear, QuantizedLinear};
+use crate::nn::quantized_linear::PortableLinear;
 use crate::quant::input::InputScheme;
 use crate::quant::weight::QuantizedWeight;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub struct ModelFile<'a> {
     tensors: SafeTensors<'a>,
     metadata: BTreeMap<String, String>,
-    /// Names of the quantized layers, in order.
-    quantized: Vec<String>,
+    /// Names of the layers in int8, in order.
+    int8: Vec<String>,
 }
 
 impl<'a> ModelFile<'a> {
@@ -43,16 +43,18 @@ impl<'a> ModelFile<'a> {
             Some(version) => return Err(Error::NewerFormat { given: version.clone(), known: FORMAT }),
         };
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| invalid(e.to_string()))?;
-        let mut file = Self { tensors, metadata, quantized: Vec::new() };
+        let mut file = Self { tensors, metadata, int8: Vec::new() };
         if has_format {
-            file.quantized = file.find_quantized()?;
+            file.int8 = file.find_int8()?;
         }
         Ok(file)
     }
 
-    /// Names of the quantized layers, in order.
-    pub fn quantized_layers(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.quantized.iter().map(String::as_str)
+    /// Names of the quantized layers, in int8 or fp16, in order.
+    pub fn quantized_layers(&self) -> impl Iterator<Item = &str> {
+        let mut names: Vec<&str> = self.int8.iter().map(String::as_str).chain(self.fp16_layers()).collect();
+        names.sort_unstable();
+        names.into_iter()
     }
 
     /// The file's metadata, by key.
@@ -85,7 +87,7 @@ impl<'a> ModelFile<'a> {
         Ok((tensor.shape().to_vec(), floats(name, &tensor)?))
     }
 
-    /// A quantized layer in its stored form.
+    /// A layer in int8 in its stored form.
     ///
     /// # Errors
     /// [`Error::InLayer`] around what is wrong with it, or [`Error::MissingTensor`].
@@ -99,30 +101,28 @@ impl<'a> ModelFile<'a> {
     /// [`Error::InLayer`] around what is wrong with it, [`Error::MissingTensor`], or what packing reports.
     pub fn linear(&self, name: &str) -> Result<Linear> {
         let read = || {
-            if self.is_quantized(name) {
+            if self.is_int8(name) {
                 return self.read_portable(name)?.pack().map(Linear::Int8);
             }
             let (out_features, in_features) = self.shape(name)?;
             let (_, weight) = self.tensor_f32(&join_name(name, "weight"))?;
-            if self.is_half(name) {
-                let bias = self.bias(name)?;
-                return HalfLinear::new(&weight, bias.as_deref(), out_features, in_features).map(Linear::Half);
+            if self.is_fp16(name) {
+                return Fp16Linear::new(&weight, self.bias(name)?, out_features, in_features).map(Linear::Fp16);
             }
             Linear::new(weight, self.bias(name)?, out_features, in_features)
         };
         read().map_err(|e: Error| e.in_layer(name))
     }
 
-    /// Every quantized layer by name, packed for this CPU by `threads` threads (at least one; the calling one is
-    /// among them).
+    /// Every quantized layer by name, in int8 or fp16, packed for this CPU by `threads` threads (at least one; the
+    /// calling one is among them).
     ///
     /// # Errors
     /// The first in the order of names, as [`linear`](Self::linear).
-    pub fn load_quantized(&self, threads: usize) -> Result<BTreeMap<String, QuantizedLinear>> {
-        let layers = in_parallel(&self.quantized, threads, |name| {
-            self.read_portable(name).and_then(PortableLinear::pack).map_err(|e| e.in_layer(name))
-        })?;
-        Ok(self.quantized.iter().cloned().zip(layers).collect())
+    pub fn load_quantized(&self, threads: usize) -> Result<BTreeMap<String, Linear>> {
+        let names: Vec<&str> = self.quantized_layers().collect();
+        let layers = in_parallel(&names, threads, |name| self.linear(name))?;
+        Ok(names.into_iter().map(str::to_string).zip(layers).collect())
     }
 
     /// The tensors that can be linear layers' weights, by the layers' names, in order.
@@ -130,7 +130,7 @@ impl<'a> ModelFile<'a> {
         let weights = self.tensors.iter().filter(|(_, tensor)| tensor.shape().len() == 2);
         let layers = weights.filter_map(|(full, tensor)| {
             let name = layer_of(full, "weight")?;
-            (is_float(tensor.dtype()) || self.is_quantized(name)).then_some(name)
+            (is_float(tensor.dtype()) || self.is_int8(name)).then_some(name)
         });
         let mut names: Vec<&str> = layers.collect();
         names.sort_unstable();
@@ -154,24 +154,24 @@ impl<'a> ModelFile<'a> {
     }
 
     /// Names of the layers with their weights in fp16, in order.
-    pub fn half_layers(&self) -> impl Iterator<Item = &str> {
+    pub fn fp16_layers(&self) -> impl Iterator<Item = &str> {
         self.metadata.keys().filter_map(|key| key.strip_prefix(FP16_KEY))
     }
 
-    pub(crate) fn is_half(&self, name: &str) -> bool {
+    pub(crate) fn is_fp16(&self, name: &str) -> bool {
         self.metadata.contains_key(&format!("{FP16_KEY}{name}"))
     }
 
-    pub(crate) fn is_quantized(&self, name: &str) -> bool {
-        self.quantized.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
+    pub(crate) fn is_int8(&self, name: &str) -> bool {
+        self.int8.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Result<TensorView<'a>> {
         self.tensors.tensor(name).map_err(|_| Error::MissingTensor { name: name.to_string() })
     }
 
-    /// The quantized layers' names; an error where one is incomplete.
-    fn find_quantized(&self) -> Result<Vec<String>> {
+    /// The names of the layers in int8; an error where one is incomplete.
+    fn find_int8(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = Vec::new();
         for (full, tensor) in self.tensors.iter() {
             match (layer_of(full, "weight"), layer_of(full, "col_offsets")) {
@@ -219,7 +219,7 @@ impl<'a> ModelFile<'a> {
         let zero_points = numbers(part("zero_point")?.data(), i32::from_le_bytes);
         let col_offsets = numbers(part("col_offsets")?.data(), i32::from_le_bytes);
         let data = numbers(part("weight")?.data(), i8::from_le_bytes);
-        let weight = QuantizedWeight::from_stored(data, col_offsets, scales, zero_points, n, k)?;
+        let weight = QuantizedWeight::from_stored(data, &col_offsets, scales, zero_points, n, k)?;
         let input = match self.metadata.get(&format!("{INPUT_KEY}{name}")) {
             Some(scheme) => scheme.parse()?,
             None => InputScheme::new(),
@@ -235,6 +235,15 @@ impl<'a> ModelFile<'a> {
             [length] if *length == out_features => floats(&full, &tensor).map(Some),
             _ => Err(wrong(&full, &tensor, &format!("floats of shape [{out_features}]"))),
         }
+    }
+}
+
+impl std::fmt::Debug for ModelFile<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelFile")
+            .field("tensors", &self.tensors.len())
+            .field("quantized", &self.quantized_layers().count())
+            .finish_non_exhaustive()
     }
 }
 

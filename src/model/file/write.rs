@@ -1,9 +1,8 @@
 //! Writing a file part by part, beside the one that it replaces.
 
 use super::format::{FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, layer_of};
-use super::header::header_bytes;
 use crate::error::{Error, Result};
-use safetensors::tensor::Dtype;
+use safetensors::tensor::{Dtype, TensorInfo};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -73,6 +72,24 @@ pub(crate) fn write(
         done(i + 1);
     }
     temporary.persist(path)
+}
+
+/// The file's first bytes: the header's length and the header, padded to a multiple of 8.
+fn header_bytes(
+    parts: &[Part],
+    ends: &BTreeMap<String, (usize, usize)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>> {
+    let invalid = |e: serde_json::Error| Error::InvalidFile { reason: e.to_string() };
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".to_string(), serde_json::to_value(metadata).map_err(invalid)?);
+    for (name, dtype, shape) in parts.iter().flat_map(|part| &part.tensors) {
+        let info = TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: ends[name] };
+        header.insert(name.clone(), serde_json::to_value(info).map_err(invalid)?);
+    }
+    let mut json = serde_json::to_vec(&header).map_err(invalid)?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
 }
 
 /// A file under a name of its own beside the one it is to replace; removed unless it gets there.
