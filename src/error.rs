@@ -234,10 +234,17 @@ pub enum Error {
     },
 
     /// No layer of the model was chosen.
-    #[error("none of the model's {layers} linear layers was chosen, expected at least one to quantize")]
+    #[error(
+        "none of the {layers} linear layers was chosen ({already} are quantized already, {transposed} are stored [in, out] \
+         and wait to be chosen by `transpose`), expected at least one to quantize"
+    )]
     NothingToQuantize {
         /// How many linear layers there are.
         layers: usize,
+        /// How many of them are quantized already.
+        already: usize,
+        /// How many of them are stored `[in_features, out_features]`.
+        transposed: usize,
     },
 
     /// A pattern matches the name of no layer.
@@ -303,6 +310,41 @@ pub enum Error {
         name: String,
     },
 
+    /// A part of a layer to be quantized would have the name of another tensor.
+    #[error(
+        "quantizing the layer {layer:?} would store {name:?}, which is the name of another tensor of the file: leave the \
+         layer out (`exclude`)"
+    )]
+    NameTaken {
+        /// The layer's dotted name.
+        layer: String,
+        /// The tensor's name.
+        name: String,
+    },
+
+    /// A weight that another tool quantized, in a way that this crate does not read: copied or taken for floats it would be
+    /// wrong without a word.
+    #[error("the weight {name:?} was quantized by another tool: {reason}; leave it as it is with `exclude`")]
+    ForeignWeight {
+        /// The weight's full name.
+        name: String,
+        /// What is known of it, and what is missing.
+        reason: String,
+    },
+
+    /// The caller stopped a long work.
+    #[error("stopped before the end: nothing was written")]
+    Interrupted,
+
+    /// A file can't be replaced by renaming another one to it, as what it lies in does not let that.
+    #[error("{path} can't be replaced: write in place, without the old content's safety, or give another path")]
+    CannotReplace {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+
     /// Two layers of a model or tensors of a file have one name.
     #[error("the name {name:?} is there twice, expected once")]
     DuplicateName {
@@ -315,6 +357,40 @@ pub enum Error {
     InvalidFile {
         /// What is wrong.
         reason: String,
+    },
+
+    /// A file is of another kind than safetensors, which its first bytes or its name tell.
+    #[error("this is {what}, expected a safetensors file: {next}")]
+    WrongFormat {
+        /// What it is.
+        what: &'static str,
+        /// What to do with it.
+        next: &'static str,
+    },
+
+    /// Some of a model's files are not there.
+    #[error("of the model's {of} files these are missing: {missing}")]
+    MissingShards {
+        /// How many files the model has.
+        of: usize,
+        /// The names of those that are missing.
+        missing: String,
+    },
+
+    /// One of a model's several files was given as if it were all of it: layers can have parts in others.
+    #[error("{path} is one of several files of a model ({says}): give their index or their folder")]
+    OneOfShards {
+        /// The file.
+        path: String,
+        /// What tells it.
+        says: String,
+    },
+
+    /// An input was written to or cut short while it was read.
+    #[error("{path} has changed since it was opened")]
+    InputChanged {
+        /// The input.
+        path: String,
     },
 
     /// A file was written by a newer version of this crate.

@@ -24,13 +24,15 @@ pub use isa::Isa;
 #[cfg(feature = "safetensors")]
 pub use model::file::checkpoint::quantize_checkpoint;
 #[cfg(feature = "safetensors")]
+pub use model::file::checkpoint_options::CheckpointOptions;
+#[cfg(feature = "safetensors")]
 pub use model::file::layers::{PlainTensor, load_linear_modules, save_linear_modules};
 #[cfg(feature = "safetensors")]
 pub use model::file::model_file::ModelFile;
 pub use model::modules::{LinearModules, join_name};
 pub use model::options::QuantizeOptions;
 pub use model::quantize::{quantize_linear_modules, unload_linear_modules};
-pub use model::report::{LayerReport, QuantizeReport, Skipped, WeightReport};
+pub use model::report::{BetterScheme, LayerReport, QuantizeReport, Skipped, WeightReport};
 pub use nn::element::Element;
 pub use nn::float_linear::FloatLinear;
 pub use nn::fp16_linear::Fp16Linear;

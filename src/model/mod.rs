@@ -2,6 +2,8 @@
 
 #[cfg(feature = "safetensors")]
 pub(crate) mod file;
+#[cfg(feature = "safetensors")]
+mod kind;
 pub(crate) mod modules;
 pub(crate) mod options;
 pub(crate) mod quantize;

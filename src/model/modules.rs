@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, Hash};
 /// maps, tuples and enums. Numbers, strings and the like have none.
 ///
 /// ```
-/// use fbgemm::{Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+/// use fbgemm::{Int8Scheme, Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
 ///
 /// #[derive(LinearModules)]
 /// struct Block {
@@ -24,7 +24,7 @@ use std::hash::{BuildHasher, Hash};
 ///
 /// let layer = || Linear::new(vec![0.5; 64], None, 8, 8);
 /// let mut block = Block { self_attention: layer()?, feed_forward: vec![layer()?, layer()?], norm: LayerNorm };
-/// let report = quantize_linear_modules(&mut block, &QuantizeOptions::new().exclude("feed_forward.1"))?;
+/// let report = quantize_linear_modules(&mut block, &QuantizeOptions::new(Int8Scheme::accurate()).exclude("feed_forward.1"))?;
 /// let names: Vec<&str> = report.quantized().map(|layer| layer.name.as_str()).collect();
 /// assert_eq!(names, ["self", "feed_forward.0"]);
 /// # Ok::<(), fbgemm::Error>(())

@@ -72,14 +72,6 @@ impl std::fmt::Debug for QuantizeOptions {
     }
 }
 
-impl QuantizeOptions {
-    /// Whether an `include` is this very name, not a pattern for many.
-    #[cfg(feature = "safetensors")]
-    pub(crate) fn names_exactly(&self, name: &str) -> bool {
-        self.include.iter().any(|pattern| pattern == name)
-    }
-}
-
 /// The options at work: they remember which patterns matched.
 pub(crate) struct Chooser<'a> {
     options: &'a QuantizeOptions,

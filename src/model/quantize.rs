@@ -10,9 +10,11 @@ use crate::nn::float_linear::FloatLinear;
 use crate::nn::fp16_linear::Fp16Linear;
 use crate::nn::linear::Linear;
 use crate::nn::quantized_linear::PortableLinear;
+use crate::ops::packed::{PackedMatrixFp16, pack_matrix_fp16};
+use crate::quant::input::InputScheme;
 use crate::quant::range::finite_range;
-use crate::quant::scheme::LinearScheme;
-use crate::quant::weight::quantize_weight_as;
+use crate::quant::scheme::{Int8Scheme, LinearScheme};
+use crate::quant::weight::{QuantizedWeight, quantize_weight_as};
 
 /// Drops the weights and biases of all of a model's linear layers, and keeps their shapes: it is parked, its memory
 /// given back, until [`load_linear_modules`](crate::load_linear_modules) brings it back from a file.
@@ -64,7 +66,8 @@ pub fn quantize_linear_modules(
     chooser.all_used()?;
     let chosen = plan.iter().filter(|against| against.is_none()).count();
     if chosen == 0 {
-        return Err(Error::NothingToQuantize { layers: plan.len() });
+        let already = plan.iter().filter(|against| **against == Some(Skipped::AlreadyQuantized)).count();
+        return Err(Error::NothingToQuantize { layers: plan.len(), already, transposed: 0 });
     }
     unfit?;
     let mut plan = plan.into_iter();
@@ -116,25 +119,60 @@ fn quantize(
         bytes_before: layer.bytes(),
         bytes_after: layer.bytes(),
         outcome: Err(against.unwrap_or(Skipped::AlreadyQuantized)),
+        evidence: String::new(),
     };
     if let (None, Linear::Float(float)) = (against, &*layer) {
         let (weight, n, k) = (float.weight(), float.out_features(), float.in_features());
         let bias = float.bias().map(<[f32]>::to_vec);
-        let (quantized, about) = match options.scheme() {
-            LinearScheme::Fp16 => {
-                let fp16 = Fp16Linear::new(weight, bias, n, k)?;
-                let about = WeightReport::of_rounded(weight, &fp16.weight()?);
-                (Linear::Fp16(fp16), about)
+        let (about, quantized) = match quantize_linear(weight, n, k, options.scheme())? {
+            (about, Quantized::Int8(quantized, inputs)) => {
+                let portable = PortableLinear::new(quantized, bias)?.with_input(inputs);
+                (about, Linear::Int8(portable.pack()?))
             }
-            LinearScheme::Int8(scheme) => {
-                let quantized = quantize_weight_as(weight, n, k, scheme.weights)?;
-                let about = WeightReport::of(weight, &quantized).with_input(scheme.inputs);
-                let portable = PortableLinear::new(quantized, bias)?.with_input(scheme.inputs);
-                (Linear::Int8(portable.pack()?), about)
-            }
+            (about, Quantized::Fp16(packed)) => (about, Linear::Fp16(Fp16Linear::from_packed(packed, bias)?)),
         };
         *layer = quantized;
         (report.bytes_after, report.outcome) = (layer.bytes(), Ok(about));
     }
     Ok(report)
+}
+
+/// A weight, quantized.
+pub(crate) enum Quantized {
+    Int8(QuantizedWeight, InputScheme),
+    Fp16(PackedMatrixFp16),
+}
+
+/// Quantizes a weight, and tells what that did to it; where it loses much, whether another scheme would lose less.
+pub(crate) fn quantize_linear(
+    weight: &[f32],
+    out_features: usize,
+    in_features: usize,
+    scheme: LinearScheme,
+) -> Result<(WeightReport, Quantized)> {
+    let (n, k) = (out_features, in_features);
+    let to_fp16 = || {
+        let packed = pack_matrix_fp16(weight, n, k)?;
+        Ok((WeightReport::of_rounded(weight, &packed.unpack()?, k), packed))
+    };
+    let to_int8 = |scheme: Int8Scheme| {
+        let quantized = quantize_weight_as(weight, n, k, scheme.weights)?;
+        Ok((WeightReport::of(weight, &quantized).with_input(scheme.inputs), quantized))
+    };
+    match scheme {
+        LinearScheme::Fp16 => to_fp16().map(|(about, packed)| (about, Quantized::Fp16(packed))),
+        LinearScheme::Int8(scheme) => {
+            let (mut about, quantized) = to_int8(scheme)?;
+            if about.loses_much() {
+                let per_channel = Int8Scheme { weights: scheme.weights.per_channel(), ..scheme };
+                if per_channel != scheme {
+                    about = about.or_better(per_channel.into(), &to_int8(per_channel)?.0);
+                }
+                if about.better.is_none() && check_fp16_shape("weight", weight.len(), n, k).is_ok() {
+                    about = about.or_better(LinearScheme::Fp16, &to_fp16()?.0);
+                }
+            }
+            Ok((about, Quantized::Int8(quantized, scheme.inputs)))
+        }
+    }
 }

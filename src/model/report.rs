@@ -20,8 +20,14 @@ pub enum Skipped {
     AlreadyQuantized,
     /// It has no weight yet.
     NotLoaded,
-    /// Its name says that it is an embedding: rows are looked up, not multiplied.
+    /// It is an embedding: rows are looked up, not multiplied.
     Embedding,
+    /// It is stored `[in_features, out_features]`, and was not chosen to be transposed.
+    Transposed,
+    /// No rule says that it is a linear layer's weight, and it was not chosen as one.
+    NoRule,
+    /// Another tool quantized it, in a way that this crate does not read.
+    Foreign,
 }
 
 impl std::fmt::Display for Skipped {
@@ -34,6 +40,9 @@ impl std::fmt::Display for Skipped {
             Self::AlreadyQuantized => "quantized already",
             Self::NotLoaded => "not loaded",
             Self::Embedding => "an embedding",
+            Self::Transposed => "stored [in, out]",
+            Self::NoRule => "no linear layer by any rule",
+            Self::Foreign => "quantized by another tool",
         })
     }
 }
@@ -54,6 +63,8 @@ pub struct LayerReport {
     pub bytes_after: usize,
     /// What was gained and lost, or why it was left.
     pub outcome: std::result::Result<WeightReport, Skipped>,
+    /// What speaks for its being a linear layer, an embedding or neither; empty in a model, where types tell.
+    pub evidence: String,
 }
 
 /// What quantizing did to a weight.
@@ -62,48 +73,106 @@ pub struct LayerReport {
 pub struct WeightReport {
     /// ‖W − scale · (q − zero_point)‖ / ‖W‖; 0 for a weight of zeros.
     pub relative_error: f64,
+    /// The largest such error of any output's row of weights: one output with large weights can hide what it costs the
+    /// others.
+    pub worst_row_error: f64,
+    /// The share, 0 to 1, of the weights that were not 0 and have become 0. Some 2 % is usual; most of them, where a few
+    /// weights are so large that all others lie below one step.
+    pub zeroed_share: f64,
     /// The share, 0 to 1, of pairs of neighbouring weights whose products can saturate on CPUs without VNNI
     /// ([`QuantizedWeight::saturating_pairs`]).
     pub saturating_share: f64,
+    /// A scheme that loses far less, where this one loses much.
+    pub better: Option<BetterScheme>,
+}
+
+/// What a layer would lose by another scheme.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BetterScheme {
+    /// The scheme.
+    pub scheme: LinearScheme,
+    /// Its [`WeightReport::relative_error`].
+    pub relative_error: f64,
+    /// Its [`WeightReport::worst_row_error`].
+    pub worst_row_error: f64,
 }
 
 impl WeightReport {
     /// Compares a weight with its quantized form, which must have the same shape.
     pub fn of(weight: &[f32], quantized: &QuantizedWeight) -> Self {
         assert_eq!(weight.len(), quantized.data().len());
-        let (mut error, mut size) = (0.0, 0.0);
         let k = quantized.in_features();
         // One for all rows, or each row's own.
         let parameters = quantized.scales().iter().zip(quantized.zero_points()).cycle();
-        for ((w, q), (&scale, zero_point)) in weight.chunks(k).zip(quantized.data().chunks(k)).zip(parameters) {
-            for (&w, &q) in w.iter().zip(q) {
-                let (w, q) = (f64::from(w), f64::from(i32::from(q) - zero_point));
-                let difference = w - f64::from(scale) * q;
-                error += difference * difference;
-                size += w * w;
-            }
-        }
+        let rows = weight.chunks(k).zip(quantized.data().chunks(k)).zip(parameters);
+        let about = Self::of_rows(rows.map(|((weight, data), (&scale, &zero_point))| {
+            let real = move |&q: &i8| f64::from(scale) * f64::from(i32::from(q) - zero_point);
+            weight.iter().copied().zip(data.iter().map(real))
+        }));
         let pairs = quantized.out_features() * quantized.in_features().div_ceil(2);
+        Self { saturating_share: quantized.saturating_pairs() as f64 / pairs as f64, ..about }
+    }
+
+    /// Compares a weight with its rounded form, of the same length, rows of `in_features`.
+    pub(crate) fn of_rounded(weight: &[f32], rounded: &[f32], in_features: usize) -> Self {
+        let rows = weight.chunks(in_features).zip(rounded.chunks(in_features));
+        Self::of_rows(rows.map(|(weight, rounded)| weight.iter().copied().zip(rounded.iter().map(|&w| f64::from(w)))))
+    }
+
+    /// From rows of weights, each with what it has become.
+    fn of_rows<Row: Iterator<Item = (f32, f64)>>(rows: impl Iterator<Item = Row>) -> Self {
+        let relative = |error: f64, size: f64| if size == 0.0 { 0.0 } else { (error / size).sqrt() };
+        let (mut error, mut size, mut worst) = (0.0, 0.0, 0f64);
+        let (mut zeroed, mut not_zero) = (0u64, 0u64);
+        for row in rows {
+            let (mut row_error, mut row_size) = (0.0, 0.0);
+            for (w, real) in row {
+                let difference = f64::from(w) - real;
+                row_error += difference * difference;
+                row_size += f64::from(w) * f64::from(w);
+                not_zero += u64::from(w != 0.0);
+                zeroed += u64::from(w != 0.0 && real == 0.0);
+            }
+            worst = worst.max(relative(row_error, row_size));
+            error += row_error;
+            size += row_size;
+        }
         Self {
-            relative_error: if size == 0.0 { 0.0 } else { (error / size).sqrt() },
-            saturating_share: quantized.saturating_pairs() as f64 / pairs as f64,
+            relative_error: relative(error, size),
+            worst_row_error: worst,
+            zeroed_share: zeroed as f64 / not_zero.max(1) as f64,
+            saturating_share: 0.0,
+            better: None,
         }
     }
 
-    /// Compares a weight with its rounded form, of the same length.
-    pub(crate) fn of_rounded(weight: &[f32], rounded: &[f32]) -> Self {
-        let (mut error, mut size) = (0.0, 0.0);
-        for (&w, &rounded) in weight.iter().zip(rounded) {
-            let (w, rounded) = (f64::from(w), f64::from(rounded));
-            error += (w - rounded) * (w - rounded);
-            size += w * w;
-        }
-        Self { relative_error: if size == 0.0 { 0.0 } else { (error / size).sqrt() }, saturating_share: 0.0 }
+    /// Of a weight that was quantized before, and is stored as it is.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn unchanged(quantized: &QuantizedWeight) -> Self {
+        let pairs = quantized.out_features() * quantized.in_features().div_ceil(2);
+        let saturating_share = quantized.saturating_pairs() as f64 / pairs as f64;
+        Self { relative_error: 0.0, worst_row_error: 0.0, zeroed_share: 0.0, saturating_share, better: None }
     }
 
     /// The same, the input being quantized so: to seven bits, no pair saturates.
     pub(crate) fn with_input(self, scheme: InputScheme) -> Self {
         Self { saturating_share: if scheme.never_saturates() { 0.0 } else { self.saturating_share }, ..self }
+    }
+
+    /// Whether so much is lost that another scheme is worth a look.
+    pub(crate) fn loses_much(&self) -> bool {
+        self.worst_row_error > 0.1 || self.zeroed_share > 0.25
+    }
+
+    /// The same, with this other scheme as the better one if it loses less than half as much.
+    pub(crate) fn or_better(self, scheme: LinearScheme, other: &Self) -> Self {
+        let less = |of: fn(&Self) -> f64| of(other) < of(&self) / 2.0;
+        if !(less(|of| of.worst_row_error) || less(|of| of.zeroed_share)) {
+            return self;
+        }
+        let (relative_error, worst_row_error) = (other.relative_error, other.worst_row_error);
+        Self { better: Some(BetterScheme { scheme, relative_error, worst_row_error }), ..self }
     }
 }
 
@@ -137,26 +206,63 @@ impl QuantizeReport {
 
 impl std::fmt::Display for QuantizeReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let width = self.layers.iter().map(|layer| layer.name.chars().count()).max().unwrap_or(0).max(16);
+        let name = |layer: &LayerReport| printable(&layer.name);
+        let width = self.layers.iter().map(|layer| name(layer).chars().count()).max().unwrap_or(0).max(16);
         let mb = |bytes: usize| bytes as f64 / 1e6;
         writeln!(
             f,
-            "{:width$}  {:>13}  {:>10}  {:>10}  {:>9}  {:>10}",
-            "layer", "out x in", "MB before", "MB after", "error", "saturating"
+            "{:width$}  {:>13}  {:>10}  {:>10}  {:>9}  {:>9}  {:>7}  {:>10}",
+            "layer", "out x in", "MB before", "MB after", "error", "worst row", "to zero", "saturating"
         )?;
         for layer in &self.layers {
             let shape = format!("{}x{}", layer.out_features, layer.in_features);
             let (before, after) = (mb(layer.bytes_before), mb(layer.bytes_after));
-            write!(f, "{:width$}  {shape:>13}  {before:>10.3}  {after:>10.3}", layer.name)?;
+            write!(f, "{:width$}  {shape:>13}  {before:>10.3}  {after:>10.3}", name(layer))?;
+            let because = if layer.evidence.is_empty() { "" } else { ": " };
             match &layer.outcome {
-                Ok(w) => writeln!(f, "  {:>9.5}  {:>9.3}%", w.relative_error, 100.0 * w.saturating_share)?,
-                Err(skipped) => writeln!(f, "  fp32: {skipped}")?,
+                Ok(w) => {
+                    let (error, worst) = (w.relative_error, w.worst_row_error);
+                    let (zeroed, saturating) = (100.0 * w.zeroed_share, 100.0 * w.saturating_share);
+                    write!(f, "  {error:>9.5}  {worst:>9.5}  {zeroed:>6.1}%  {saturating:>9.3}%")?;
+                    writeln!(
+                        f,
+                        "{}",
+                        if layer.evidence.is_empty() {
+                            String::new()
+                        } else {
+                            format!("  {}", printable(&layer.evidence))
+                        }
+                    )?;
+                }
+                Err(skipped) => writeln!(f, "  left: {skipped}{because}{}", printable(&layer.evidence))?,
             }
         }
         let (before, after) = self.bytes();
         let kind = if self.scheme == LinearScheme::Fp16 { "fp16" } else { "int8" };
-        let name = format!("{} of {} in {kind}", self.quantized().count(), self.layers.len());
-        writeln!(f, "{name:width$}  {:>13}  {:>10.3}  {:>10.3}", "", mb(before), mb(after))?;
-        writeln!(f, "{}", self.scheme)
+        let total = format!("{} of {} in {kind}", self.quantized().count(), self.layers.len());
+        writeln!(f, "{total:width$}  {:>13}  {:>10.3}  {:>10.3}", "", mb(before), mb(after))?;
+        writeln!(f, "{}", self.scheme)?;
+        let better = self.layers.iter().filter_map(|layer| {
+            let about = layer.outcome.as_ref().ok()?;
+            Some((name(layer), about, about.better?))
+        });
+        for (name, about, better) in better {
+            writeln!(
+                f,
+                "{name} loses much: by {} its error is {:.5}, of its worst row {:.5}, not {:.5} and {:.5}",
+                better.scheme,
+                better.relative_error,
+                better.worst_row_error,
+                about.relative_error,
+                about.worst_row_error
+            )?;
+        }
+        Ok(())
     }
+}
+
+/// A name or a text from a file as it is safe to print: control characters are escaped.
+pub(crate) fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
 }

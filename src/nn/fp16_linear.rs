@@ -36,7 +36,15 @@ impl Fp16Linear {
     /// Those of [`pack_matrix_fp16`]; [`Error::WrongLength`](crate::Error::WrongLength) for the bias.
     pub fn new(weight: &[f32], bias: Option<Vec<f32>>, out_features: usize, in_features: usize) -> Result<Self> {
         check_bias(bias.as_deref(), out_features)?;
-        let packed = pack_matrix_fp16(weight, out_features, in_features)?;
+        Self::from_packed(pack_matrix_fp16(weight, out_features, in_features)?, bias)
+    }
+
+    /// From a packed weight.
+    ///
+    /// # Errors
+    /// [`Error::WrongLength`](crate::Error::WrongLength) for the bias.
+    pub(crate) fn from_packed(packed: PackedMatrixFp16, bias: Option<Vec<f32>>) -> Result<Self> {
+        check_bias(bias.as_deref(), packed.out_features())?;
         Ok(Self { shared: Arc::new(Shared { packed, bias }) })
     }
 

@@ -1,141 +1,494 @@
 //! Quantizing a checkpoint from file to file.
 
-use super::format::{FP16_KEY, fp16_bytes, fp16_tensors, layer_of, note_input, quantized_bytes, quantized_tensors};
+use super::checkpoint_options::{CheckpointChooser, CheckpointOptions};
+use super::foreign::{self, Foreign, Weight};
+use super::format::{
+    FOREIGN_KEY, FP16_KEY, fp16_bytes, fp16_tensors, is_float, layer_of, note_input, quantized_bytes,
+    quantized_tensors, wrong,
+};
 use super::model_file::ModelFile;
-use super::write::{Part, write};
+use super::write::{Part, Target, write};
 use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::{check_fp16_shape, check_int8_shape};
-use crate::model::options::{Chooser, QuantizeOptions};
+use crate::model::kind::{Kind, Matrix, TableSizes, kinds};
+use crate::model::modules::join_name;
+use crate::model::quantize::{Quantized, quantize_linear};
 use crate::model::report::{LayerReport, QuantizeReport, Skipped, WeightReport};
-use crate::nn::fp16_linear::Fp16Linear;
 use crate::quant::scheme::LinearScheme;
-use crate::quant::weight::quantize_weight_as;
+use safetensors::tensor::Dtype;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Quantizes a checkpoint's linear layers and stores all of it at `path`, layer by layer: no more than one layer is in
-/// memory beside the input's bytes, which may be a memory map. Without a `path` (a dry run) it only reports.
+/// memory. Without a `path` (a dry run) it only reports.
 ///
-/// A layer is a tensor named `<layer>.weight` with 2 dimensions in F32, F64, F16 or BF16 that the options choose.
-/// Embeddings, which a checkpoint doesn't tell from linear layers, are known by their names (last part `wte`, `wpe`,
-/// `emb`, `shared`, `relative_attention_bias` or with `embed` in it) and stay as they are, unless an `include` pattern without `*` and `?` names them. All other
-/// tensors and the metadata are copied; a quantized layer's bias becomes F32. `progress` is told how many of how many
-/// layers and other tensors are done.
+/// A layer is a tensor of 2 dimensions in F32, F64, F16 or BF16 named `<layer>.weight` that is a linear layer's by its
+/// bias, the words of its name and what `config.json` beside the file says; the report tells for each what spoke for it,
+/// and [`CheckpointOptions`] can say otherwise. Tensors of 2 dimensions by other names are reported and left. Weights that
+/// bitsandbytes or compressed-tensors have quantized to int8 become this crate's own, exactly; float8 weights are
+/// multiplied with their scales and quantized; of others there is an error. All other tensors and the metadata are copied;
+/// a quantized layer's bias becomes F32.
+///
+/// `progress` is told how many of how many layers and other tensors are done, and can stop the work: nothing is then
+/// written.
 ///
 /// # Errors
 /// As [`quantize_linear_modules`](crate::quantize_linear_modules), with the file's candidates for layers;
-/// [`Error::InLayer`] around [`Error::WrongTensor`] for a bias that doesn't fit; [`Error::DuplicateName`];
-/// [`Error::Io`].
+/// [`Error::ForeignWeight`]; [`Error::InLayer`] around [`Error::WrongTensor`] for a bias that doesn't fit;
+/// [`Error::NameTaken`]; [`Error::DuplicateName`]; [`Error::InputChanged`]; [`Error::CannotReplace`];
+/// [`Error::Interrupted`]; [`Error::Io`].
 pub fn quantize_checkpoint(
     file: &ModelFile,
-    options: &QuantizeOptions,
+    options: &CheckpointOptions,
     path: Option<&Path>,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<QuantizeReport> {
     SupportedCpu::get()?;
-    let (mut chosen, mut report) = (BTreeSet::new(), QuantizeReport::new(options.scheme()));
-    let mut chooser = Chooser::new(options);
-    for name in file.candidates() {
-        let (n, k) = file.shape(name)?;
-        let mut against = chooser.reason_against(name, n, k);
-        if against.is_none() && is_embedding(name) && !options.names_exactly(name) {
-            against = Some(Skipped::Embedding);
-        } else if file.is_int8(name) || file.is_fp16(name) {
-            against = Some(Skipped::AlreadyQuantized);
-        }
-        if against.is_none() {
-            chosen.insert(name);
-        }
-        let bytes = file.layer_bytes(name);
-        report.layers.push(LayerReport {
-            name: name.to_string(),
-            out_features: n,
-            in_features: k,
-            bytes_before: bytes,
-            bytes_after: bytes,
-            outcome: Err(against.unwrap_or(Skipped::AlreadyQuantized)),
-        });
-    }
-    chooser.all_used()?;
-    if chosen.is_empty() {
-        return Err(Error::NothingToQuantize { layers: report.layers.len() });
-    }
+    let scheme = options.quantize.scheme();
+    let mut report = QuantizeReport::new(scheme);
+    let names = Names::of(file, options)?;
+    let layers = plan(file, &names, options, &mut report)?;
+    let mut metadata = file.metadata().clone();
+    check_names(&names, &layers)?;
 
     let by_name = report.layers.iter_mut().map(|layer| (layer.name.clone(), layer));
-    let (scheme, mut metadata) = (options.scheme(), file.metadata().clone());
     let reports = RefCell::new(by_name.collect::<BTreeMap<String, &mut LayerReport>>());
     let mut parts = Vec::new();
-    for full in file.tensor_names() {
-        let tensor = file.tensor(full)?;
-        if let Some(name) = layer_of(full, "weight").filter(|name| chosen.contains(name)) {
-            let ((n, k), bias) = (file.shape(name)?, file.bias(name).map_err(|e| e.in_layer(name))?);
-            let tensors = match scheme {
-                LinearScheme::Fp16 => {
-                    check_fp16_shape("weight", n.saturating_mul(k), n, k).map_err(|e| e.in_layer(name))?;
-                    metadata.insert(format!("{FP16_KEY}{name}"), "1".to_string());
-                    fp16_tensors(name, n, k, bias.is_some())
-                }
-                LinearScheme::Int8(scheme) => {
-                    check_int8_shape("weight", n.saturating_mul(k), n, k).map_err(|e| e.in_layer(name))?;
-                    note_input(&mut metadata, name, scheme.inputs);
-                    quantized_tensors(name, n, k, scheme.weights.channels(n), bias.is_some())
-                }
-            };
-            let reports = &reports;
-            parts.push(Part::new(tensors, move || {
-                let (_, weight) = file.tensor_f32(full)?;
-                let (about, bytes) = quantized(&weight, bias.as_deref(), n, k, scheme).map_err(|e| e.in_layer(name))?;
-                if let Some(layer) = reports.borrow_mut().get_mut(name) {
-                    layer.bytes_after = bytes.iter().map(|bytes| bytes.len()).sum();
-                    layer.outcome = Ok(about);
-                }
-                Ok(bytes)
-            }));
-        } else if !layer_of(full, "bias").is_some_and(|name| chosen.contains(name)) {
-            let info = vec![(full.to_string(), tensor.dtype(), tensor.shape().to_vec())];
-            parts.push(Part::new(info, move || Ok(vec![tensor.data().into()])));
+    let used: BTreeSet<&str> = layers.iter().flat_map(|layer| layer.used.iter().map(String::as_str)).collect();
+    for (new, old) in &names.0 {
+        if !used.contains(old.as_str()) {
+            parts.push((new.clone(), Part::copied(new, file.tensor(old)?)));
+            if let Some(layer) = layer_of(new, "weight")
+                && file.tensor(old)?.dtype() == Dtype::I8
+                && !file.is_int8(layer_of(old, "weight").unwrap_or_default())
+            {
+                metadata.insert(format!("{FOREIGN_KEY}{layer}"), "1".to_string());
+            }
         }
     }
+    for layer in &layers {
+        let tensors = layer.tensors(file, scheme, &mut metadata)?;
+        let reports = &reports;
+        parts.push((
+            layer.name.clone(),
+            Part::made(tensors, move || {
+                let (about, bytes) = layer.quantized(file, scheme).map_err(|e| e.in_layer(&layer.name))?;
+                if let Some(report) = reports.borrow_mut().get_mut(&layer.name) {
+                    report.bytes_after = bytes.iter().map(|bytes| bytes.len()).sum();
+                    report.outcome = Ok(about);
+                }
+                Ok(bytes)
+            }),
+        ));
+    }
+    parts.sort_by(|a, b| a.0.cmp(&b.0));
+    let parts: Vec<Part> = parts.into_iter().map(|(_, part)| part).collect();
     let total = parts.len();
     match path {
-        Some(path) => write(parts, metadata, path, &mut |done| progress(done, total))?,
+        Some(path) => {
+            let target = Target { path, max_shard_size: options.max_shard_size, in_place: options.in_place };
+            // Before the last part is told as done, and so before anything is replaced.
+            let mut changed = Ok(());
+            let written = write(parts, metadata, &target, &mut |done| {
+                if done == total {
+                    changed = file.check_unchanged();
+                }
+                if changed.is_err() { ControlFlow::Break(()) } else { progress(done, total) }
+            });
+            changed?;
+            written?;
+        }
         None => {
             for (i, part) in parts.into_iter().enumerate() {
-                (part.bytes)()?;
-                progress(i + 1, total);
+                part.make()?;
+                if progress(i + 1, total).is_break() {
+                    return Err(Error::Interrupted);
+                }
             }
+            file.check_unchanged()?;
         }
     }
     Ok(report)
 }
 
-/// What quantizing did to a weight, and the bytes of the layer's tensors.
-fn quantized(
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    n: usize,
-    k: usize,
-    scheme: LinearScheme,
-) -> Result<(WeightReport, Vec<Cow<'static, [u8]>>)> {
-    match scheme {
-        LinearScheme::Fp16 => {
-            // Rounded by FBGEMM itself, as the layer will be.
-            let rounded = Fp16Linear::new(weight, None, n, k)?.weight()?;
-            Ok((WeightReport::of_rounded(weight, &rounded), fp16_bytes(&rounded, bias)))
+/// The tensors' names as they are to be, each with the one that it has in the file.
+struct Names(BTreeMap<String, String>);
+
+impl Names {
+    fn of(file: &ModelFile, options: &CheckpointOptions) -> Result<Self> {
+        let mut names = BTreeMap::new();
+        let mut used = vec![false; options.strip_prefix.len()];
+        for old in file.tensor_names() {
+            let mut new = old;
+            for (prefix, used) in options.strip_prefix.iter().zip(&mut used) {
+                if let Some(rest) = new.strip_prefix(prefix.as_str()).filter(|rest| !rest.is_empty()) {
+                    (new, *used) = (rest, true);
+                }
+            }
+            if names.insert(new.to_string(), old.to_string()).is_some() {
+                return Err(Error::DuplicateName { name: new.to_string() });
+            }
         }
-        LinearScheme::Int8(scheme) => {
-            let quantized = quantize_weight_as(weight, n, k, scheme.weights)?;
-            let about = WeightReport::of(weight, &quantized).with_input(scheme.inputs);
-            Ok((about, quantized_bytes(quantized, bias)))
+        match used.iter().position(|used| !used) {
+            Some(unused) => Err(Error::UnusedPattern { pattern: options.strip_prefix[unused].clone() }),
+            None => Ok(Self(names)),
         }
+    }
+
+    /// The name that a tensor has in the file.
+    fn old(&self, new: &str) -> Option<&str> {
+        self.0.get(new).map(String::as_str)
     }
 }
 
-/// Whether a layer's name is one that checkpoints give to embeddings.
-fn is_embedding(name: &str) -> bool {
-    let last = name.rsplit('.').next().unwrap_or(name).to_lowercase();
-    last.contains("embed") || ["emb", "wte", "wpe", "shared", "relative_attention_bias"].contains(&last.as_str())
+/// A layer that is to be quantized.
+struct Layer {
+    /// Its name in the file to be.
+    name: String,
+    out_features: usize,
+    in_features: usize,
+    /// Full names in the file that is read.
+    weight: String,
+    bias: Option<String>,
+    /// Whether the weight is stored `[in_features, out_features]`.
+    transposed: bool,
+    foreign: Option<Foreign>,
+    /// All tensors that become this layer, by their names in the file that is read.
+    used: Vec<String>,
+}
+
+/// Which of the file's matrices become quantized layers; all of them are reported.
+fn plan(
+    file: &ModelFile,
+    names: &Names,
+    options: &CheckpointOptions,
+    report: &mut QuantizeReport,
+) -> Result<Vec<Layer>> {
+    let mut chooser = CheckpointChooser::new(options);
+    let candidates = candidates(file, names, &mut chooser)?;
+    let matrices: Vec<Matrix> = candidates
+        .iter()
+        .map(|Candidate { new, shape, bias, .. }| Matrix {
+            name: new,
+            shape: *shape,
+            bias: bias.as_ref().map(|(_, n)| *n),
+        })
+        .collect();
+    let sizes = file.config().map(TableSizes::of).unwrap_or_default();
+    let verdicts = kinds(&matrices, &sizes);
+    let mut layers = Vec::new();
+    for (candidate, verdict) in candidates.iter().zip(verdicts) {
+        let Candidate { new, old, layer, shape, bias, dtype } = candidate;
+        let (mut kind, mut evidence) = (verdict.kind, verdict.evidence.to_string());
+        if let Some((said, word)) = chooser.said(layer, new) {
+            (kind, evidence) = (said, format!("chosen by {word}"));
+        }
+        let ours = layer_of(old, "weight").is_some_and(|layer| file.is_int8(layer) || file.is_fp16(layer));
+        let (n, k) = if kind == Kind::Transposed { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
+        let against = chooser.quantize.reason_against(layer, n, k);
+        let skipped = match kind {
+            _ if ours => Some(Skipped::AlreadyQuantized),
+            Kind::Embedding => Some(Skipped::Embedding),
+            Kind::Other => Some(Skipped::NoRule),
+            Kind::Transposed if !chooser.transpose(layer, new) => Some(Skipped::Transposed),
+            Kind::Linear | Kind::Transposed => against,
+        };
+        let foreign = match (skipped, is_float(*dtype)) {
+            (Some(_), true) => None,
+            // What the caller leaves out, or no rule takes, stays as it is.
+            (Some(_), false) => {
+                report.layers.push(left(file, candidate, skipped, ours, evidence));
+                continue;
+            }
+            (None, _) => match foreign::weight(file, old, old.strip_suffix("weight").unwrap_or(old))? {
+                Weight::Plain => None,
+                Weight::Foreign(foreign) => Some(foreign),
+            },
+        };
+        if skipped.is_some() {
+            report.layers.push(left(file, candidate, skipped, ours, evidence));
+            continue;
+        }
+        if let Some((bias, length)) = bias
+            && *length != n
+        {
+            let tensor = file.tensor(bias)?;
+            return Err(wrong(bias, &tensor, &format!("floats of shape [{n}]")).in_layer(layer));
+        }
+        if foreign.as_ref().is_some_and(Foreign::is_int8) {
+            evidence = "int8 of another tool, taken over exactly".to_string();
+        }
+        let mut used = vec![old.clone()];
+        used.extend(bias.iter().map(|(name, _)| name.clone()));
+        used.extend(foreign.iter().flat_map(|foreign| foreign.parts.iter().cloned()));
+        let mut about = left(file, candidate, None, false, evidence);
+        (about.out_features, about.in_features) = (n, k);
+        about.bytes_before = used.iter().filter_map(|name| Some(file.tensor(name).ok()?.len())).sum();
+        report.layers.push(about);
+        layers.push(Layer {
+            name: layer.clone(),
+            out_features: n,
+            in_features: k,
+            weight: old.clone(),
+            bias: bias.as_ref().map(|(name, _)| name.clone()),
+            transposed: kind == Kind::Transposed,
+            foreign,
+            used,
+        });
+    }
+    untie(file, names, &candidates, &mut chooser, report, &mut layers)?;
+    chooser.all_used()?;
+    if layers.is_empty() {
+        let count = |reason| report.layers.iter().filter(|layer| layer.outcome == Err(reason)).count();
+        let (already, transposed) = (count(Skipped::AlreadyQuantized), count(Skipped::Transposed));
+        return Err(Error::NothingToQuantize { layers: report.layers.len(), already, transposed });
+    }
+    Ok(layers)
+}
+
+/// What is reported of a layer that is not quantized, or not yet.
+fn left(
+    file: &ModelFile,
+    candidate: &Candidate,
+    skipped: Option<Skipped>,
+    ours: bool,
+    evidence: String,
+) -> LayerReport {
+    let bytes = match layer_of(&candidate.old, "weight") {
+        Some(layer) if ours => file.layer_bytes(layer),
+        _ => [Some(&candidate.old), candidate.bias.as_ref().map(|(name, _)| name)]
+            .into_iter()
+            .flatten()
+            .filter_map(|name| Some(file.tensor(name).ok()?.len()))
+            .sum(),
+    };
+    LayerReport {
+        name: candidate.layer.clone(),
+        out_features: candidate.shape[0],
+        in_features: candidate.shape[1],
+        bytes_before: bytes,
+        bytes_after: bytes,
+        outcome: Err(skipped.unwrap_or(Skipped::AlreadyQuantized)),
+        evidence: if ours { String::new() } else { evidence },
+    }
+}
+
+/// A tensor of 2 dimensions.
+struct Candidate {
+    /// Its full name as it is to be, and as it is.
+    new: String,
+    old: String,
+    /// The layer's name.
+    layer: String,
+    shape: [usize; 2],
+    dtype: Dtype,
+    /// The bias beside it, by its name in the file, and its length.
+    bias: Option<(String, usize)>,
+}
+
+/// All tensors of 2 dimensions that can be weights by their types.
+fn candidates(file: &ModelFile, names: &Names, chooser: &mut CheckpointChooser) -> Result<Vec<Candidate>> {
+    let mut found = Vec::new();
+    for (new, old) in &names.0 {
+        let tensor = file.tensor(old)?;
+        let [rows, columns] = tensor.shape()[..] else { continue };
+        let number = is_float(tensor.dtype()) || matches!(tensor.dtype(), Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E5M2);
+        if !number || rows == 0 || columns == 0 {
+            continue;
+        }
+        // Of other tools' int8 and float8, weights alone: their scales are matrices, too.
+        let named = layer_of(new, "weight");
+        if named.is_none() && !is_float(tensor.dtype()) {
+            continue;
+        }
+        let (layer, biases) = match named {
+            Some(layer) => (layer.to_string(), vec![join_name(layer, "bias")]),
+            // `in_proj_weight` is the weight of `in_proj`, `weight_ih_l0` of a layer of its own name.
+            None => (new.strip_suffix("_weight").unwrap_or(new).to_string(), bias_names(new)),
+        };
+        let bias = biases.iter().find_map(|name| {
+            let old = names.old(name)?;
+            let tensor = file.tensor(old).ok()?;
+            let [length] = tensor.shape()[..] else { return None };
+            is_float(tensor.dtype()).then(|| (old.to_string(), length))
+        });
+        // Names without `weight` say nothing of a bias, unless the caller says that they are layers.
+        let bias = bias.filter(|_| named.is_some() || chooser.is_named(&layer, new));
+        let (new, old) = (new.clone(), old.clone());
+        found.push(Candidate { new, old, layer, shape: [rows, columns], dtype: tensor.dtype(), bias });
+    }
+    Ok(found)
+}
+
+/// What the bias of a weight may be called whose name doesn't end in `.weight`.
+fn bias_names(full: &str) -> Vec<String> {
+    let (before, last) = full.rsplit_once('.').map_or(("", full), |(before, last)| (before, last));
+    let replaced = last.contains("weight").then(|| join_name(before, last.replace("weight", "bias")));
+    replaced.into_iter().chain([join_name(full, "bias"), format!("{full}_bias")]).collect()
+}
+
+/// Layers whose weight is another tensor's: a head that is tied to the embedding, given a quantized weight of its own.
+fn untie(
+    file: &ModelFile,
+    names: &Names,
+    candidates: &[Candidate],
+    chooser: &mut CheckpointChooser,
+    report: &mut QuantizeReport,
+    layers: &mut Vec<Layer>,
+) -> Result<()> {
+    let mut ties = chooser.ties();
+    if ties.is_empty() && names.old("lm_head.weight").is_none() && is_tied_by_config(file) {
+        // The table of the vocabulary, if there is one.
+        let vocabulary = file.config().and_then(|config| config["vocab_size"].as_u64());
+        let tables: Vec<&Candidate> = candidates
+            .iter()
+            .filter(|candidate| Some(candidate.shape[0] as u64) == vocabulary && candidate.bias.is_none())
+            .collect();
+        if let [table] = tables[..] {
+            ties.push(("lm_head".to_string(), table.new.clone()));
+        }
+    }
+    for (layer, pattern) in ties {
+        let of: Vec<&Candidate> =
+            candidates.iter().filter(|c| chooser.tie_matches(&pattern, &c.layer) || c.new == pattern).collect();
+        let [table] = of[..] else {
+            return Err(Error::UnusedPattern { pattern });
+        };
+        if names.old(&join_name(&layer, "weight")).is_some() {
+            return Err(Error::DuplicateName { name: join_name(&layer, "weight") });
+        }
+        if !is_float(table.dtype) {
+            return Err(wrong(&table.old, &file.tensor(&table.old)?, "F32, F64, F16 or BF16"));
+        }
+        let [n, k] = table.shape;
+        let evidence = format!("tied to `{}`, and given a weight of its own", table.new);
+        report.layers.push(LayerReport {
+            name: layer.clone(),
+            out_features: n,
+            in_features: k,
+            bytes_before: 0,
+            bytes_after: 0,
+            outcome: Err(Skipped::AlreadyQuantized),
+            evidence,
+        });
+        let weight = table.old.clone();
+        let used = Vec::new(); // the table stays
+        layers.push(Layer {
+            name: layer,
+            out_features: n,
+            in_features: k,
+            weight,
+            bias: None,
+            transposed: false,
+            foreign: None,
+            used,
+        });
+    }
+    Ok(())
+}
+
+/// Whether the config says that the head of a language model has the embedding's weight.
+fn is_tied_by_config(file: &ModelFile) -> bool {
+    let Some(config) = file.config() else { return false };
+    let with_head = |name: &serde_json::Value| {
+        name.as_str().is_some_and(|name| name.contains("ForCausalLM") || name.contains("LMHead"))
+    };
+    config["tie_word_embeddings"] == true
+        && config["architectures"].as_array().is_some_and(|all| all.iter().any(with_head))
+}
+
+/// Checks that no part of a layer takes the name of a tensor that stays.
+fn check_names(names: &Names, layers: &[Layer]) -> Result<()> {
+    let used: BTreeSet<&str> = layers.iter().flat_map(|layer| layer.used.iter().map(String::as_str)).collect();
+    for layer in layers {
+        for part in ["weight", "scale", "zero_point", "col_offsets", "bias"] {
+            let name = join_name(&layer.name, part);
+            if names.old(&name).is_some_and(|old| !used.contains(old)) {
+                return Err(Error::NameTaken { layer: layer.name.clone(), name });
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Layer {
+    /// The tensors that it becomes; what the metadata says of it is added there.
+    fn tensors(
+        &self,
+        file: &ModelFile,
+        scheme: LinearScheme,
+        metadata: &mut BTreeMap<String, String>,
+    ) -> Result<Vec<(String, Dtype, Vec<usize>)>> {
+        let Self { name, out_features: n, in_features: k, .. } = self;
+        let (elements, has_bias) = (n.saturating_mul(*k), self.bias.is_some());
+        let in_layer = |e: Error| e.in_layer(name);
+        match (scheme, &self.foreign) {
+            (LinearScheme::Int8(scheme), Some(foreign)) if foreign.is_int8() => {
+                check_int8_shape("weight", elements, *n, *k).map_err(in_layer)?;
+                note_input(metadata, name, scheme.inputs);
+                Ok(quantized_tensors(name, *n, *k, foreign.channels(file)?, has_bias))
+            }
+            (LinearScheme::Int8(scheme), _) => {
+                check_int8_shape("weight", elements, *n, *k).map_err(in_layer)?;
+                note_input(metadata, name, scheme.inputs);
+                Ok(quantized_tensors(name, *n, *k, scheme.weights.channels(*n), has_bias))
+            }
+            (LinearScheme::Fp16, _) => {
+                check_fp16_shape("weight", elements, *n, *k).map_err(in_layer)?;
+                metadata.insert(format!("{FP16_KEY}{name}"), "1".to_string());
+                Ok(fp16_tensors(name, *n, *k, has_bias))
+            }
+        }
+    }
+
+    /// What quantizing did to the weight, and the bytes of the layer's tensors.
+    fn quantized(&self, file: &ModelFile, scheme: LinearScheme) -> Result<(WeightReport, Vec<Cow<'static, [u8]>>)> {
+        let bias = match &self.bias {
+            Some(name) => Some(file.tensor_f32(name)?.1),
+            None => None,
+        };
+        let (n, k) = (self.out_features, self.in_features);
+        if let (Some(foreign), LinearScheme::Int8(scheme)) = (&self.foreign, scheme)
+            && let Some(weight) = foreign.int8(file, &self.weight)?
+        {
+            let about = WeightReport::unchanged(&weight).with_input(scheme.inputs);
+            return Ok((about, quantized_bytes(weight, bias.as_deref())));
+        }
+        let weight = match &self.foreign {
+            Some(foreign) => foreign.floats(file, &self.weight)?,
+            None => file.tensor_f32(&self.weight)?.1,
+        };
+        let weight = if self.transposed { transposed(&weight, k, n) } else { weight };
+        let (about, quantized) = quantize_linear(&weight, n, k, scheme)?;
+        Ok(match quantized {
+            Quantized::Int8(weight, _) => (about, quantized_bytes(weight, bias.as_deref())),
+            Quantized::Fp16(packed) => (about, fp16_bytes(&packed.unpack()?, bias.as_deref())),
+        })
+    }
+}
+
+/// A matrix of `rows` by `columns` the other way round.
+fn transposed(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut result = Vec::with_capacity(matrix.len());
+    for column in 0..columns {
+        result.extend((0..rows).map(|row| matrix[row * columns + column]));
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bias_is_looked_for_by_the_weights_own_name() {
+        assert_eq!(bias_names("a.in_proj_weight")[0], "a.in_proj_bias");
+        assert_eq!(bias_names("lstm.weight_ih_l0")[0], "lstm.bias_ih_l0");
+        assert_eq!(bias_names("enc_w"), ["enc_w.bias", "enc_w_bias"]);
+        assert_eq!(transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
 }

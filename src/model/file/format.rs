@@ -1,10 +1,11 @@
 //! How layers are laid out in a file: names, types, and the bytes of each kind of layer.
 
+use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::model::modules::join_name;
 use crate::quant::input::InputScheme;
 use crate::quant::weight::QuantizedWeight;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -14,6 +15,8 @@ pub(crate) const FORMAT: u32 = 2;
 pub(crate) const INPUT_KEY: &str = "input:";
 /// Before a layer's name: the key of one with its weight in fp16.
 pub(crate) const FP16_KEY: &str = "fp16:";
+/// Before a layer's name: the key of a weight in int8 that is another tool's, and not this layout's.
+pub(crate) const FOREIGN_KEY: &str = "foreign:";
 /// The layout's place in the file's metadata.
 pub(crate) const FORMAT_KEY: &str = "fbgemm_format";
 
@@ -22,7 +25,7 @@ pub(crate) fn layer_of<'a>(full: &'a str, part: &str) -> Option<&'a str> {
     if full == part { Some("") } else { full.strip_suffix(part)?.strip_suffix('.') }
 }
 
-pub(crate) fn wrong(name: &str, tensor: &TensorView, expected: &str) -> Error {
+pub(crate) fn wrong(name: &str, tensor: &Tensor, expected: &str) -> Error {
     let given = format!("{} {:?}", tensor.dtype(), tensor.shape());
     Error::WrongTensor { name: name.to_string(), given, expected: expected.to_string() }
 }
@@ -36,8 +39,8 @@ pub(crate) fn numbers<T, const SIZE: usize>(bytes: &[u8], read: impl Fn([u8; SIZ
     chunks.iter().map(|chunk| read(*chunk)).collect()
 }
 
-pub(crate) fn floats(name: &str, tensor: &TensorView) -> Result<Vec<f32>> {
-    let bytes = tensor.data();
+pub(crate) fn floats(name: &str, tensor: &Tensor) -> Result<Vec<f32>> {
+    let bytes = &tensor.data()?;
     Ok(match tensor.dtype() {
         Dtype::F32 => numbers(bytes, f32::from_le_bytes),
         Dtype::F64 => numbers(bytes, |b| f64::from_le_bytes(b) as f32),

@@ -2,12 +2,13 @@
 
 use super::format::{FP16_KEY, fp16_bytes, fp16_tensors, le_bytes, note_input, quantized_bytes, quantized_tensors};
 use super::model_file::{ModelFile, in_parallel};
-use super::write::{Part, write};
+use super::write::{Part, Target, write};
 use crate::error::{Error, Result};
 use crate::model::modules::{LinearModules, join_name};
 use crate::nn::linear::Linear;
 use safetensors::tensor::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Puts a file's layers into a model: every [`Linear`] of the model is replaced by the file's layer of the same name,
@@ -78,7 +79,7 @@ pub fn save_linear_modules(
             let expected = expected.unwrap_or(usize::MAX);
             return Err(Error::WrongLength { what: "tensor", given: values.len(), expected });
         }
-        parts.push(Part::new(vec![(name.to_string(), Dtype::F32, shape.to_vec())], move || {
+        parts.push(Part::made(vec![(name.to_string(), Dtype::F32, shape.to_vec())], move || {
             Ok(vec![le_bytes(values, f32::to_le_bytes).into()])
         }));
     }
@@ -94,19 +95,19 @@ pub fn save_linear_modules(
             Linear::Float(layer) => {
                 let mut tensors = vec![(join_name(name, "weight"), Dtype::F32, vec![n, k])];
                 tensors.extend(bias.map(|_| (join_name(name, "bias"), Dtype::F32, vec![n])));
-                Part::new(tensors, || {
+                Part::made(tensors, || {
                     let values = std::iter::once(layer.weight()).chain(layer.bias());
                     Ok(values.map(|values| le_bytes(values, f32::to_le_bytes).into()).collect())
                 })
             }
             Linear::Int8(layer) => {
-                Part::new(quantized_tensors(name, n, k, layer.scales().len(), bias.is_some()), || {
+                Part::made(quantized_tensors(name, n, k, layer.scales().len(), bias.is_some()), || {
                     let (weight, bias) = layer.to_portable()?.into_weight_and_bias();
                     Ok(quantized_bytes(weight, bias.as_deref()))
                 })
             }
             Linear::Fp16(layer) => {
-                Part::new(fp16_tensors(name, n, k, bias.is_some()), || Ok(fp16_bytes(&layer.weight()?, layer.bias())))
+                Part::made(fp16_tensors(name, n, k, bias.is_some()), || Ok(fp16_bytes(&layer.weight()?, layer.bias())))
             }
             Linear::Unloaded { .. } => return unloaded = unloaded.take().or(Some(name.to_string())),
         });
@@ -114,5 +115,6 @@ pub fn save_linear_modules(
     if let Some(name) = unloaded {
         return Err(Error::NotLoaded.in_layer(&name));
     }
-    write(parts, metadata, path.as_ref(), &mut |_| {})
+    let target = Target { path: path.as_ref(), max_shard_size: None, in_place: false };
+    write(parts, metadata, &target, &mut |_| ControlFlow::Continue(()))
 }

@@ -9,8 +9,14 @@
 //! written as version 1.
 
 pub(crate) mod checkpoint;
+pub(crate) mod checkpoint_options;
+mod foreign;
 mod format;
 mod header;
 pub(crate) mod layers;
 pub(crate) mod model_file;
+mod output;
+mod shards;
+mod source;
+mod tensor;
 mod write;

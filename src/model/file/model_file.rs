@@ -1,7 +1,10 @@
-//! A safetensors file as a model: its layers and tensors, read when asked for.
+//! A safetensors file, or several as one, as a model: its layers and tensors, read when asked for.
 
-use super::format::{FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, floats, is_float, layer_of, numbers, wrong};
-use super::header::check_header;
+use super::format::{FOREIGN_KEY, FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, floats, layer_of, numbers, wrong};
+use super::header::Header;
+use super::shards::{self, Shard};
+use super::source::Source;
+use super::tensor::{Entry, Tensor};
 use crate::error::{Error, Result};
 use crate::model::modules::join_name;
 use crate::nn::fp16_linear::Fp16Linear;
@@ -9,41 +12,107 @@ use crate::nn::linear::Linear;
 use crate::nn::quantized_linear::PortableLinear;
 use crate::quant::input::InputScheme;
 use crate::quant::weight::QuantizedWeight;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A safetensors file's bytes, parsed: a quantized model, or an fp32 checkpoint.
+/// A model in safetensors files: a quantized one, or a checkpoint in floats.
 ///
-/// The bytes may be a memory map or a read file; tensors are read from them when asked for. Nothing in a file is
-/// trusted: what is wrong with it is an error that names the layer.
+/// One file or several shards as one; in memory, or read piece by piece when its tensors are asked for. Nothing in a file
+/// is trusted: what is wrong with it is an error that names the layer.
 pub struct ModelFile<'a> {
-    tensors: SafeTensors<'a>,
+    sources: Vec<Source<'a>>,
+    tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
     /// Names of the layers in int8, in order.
     int8: Vec<String>,
+    /// What lies in `config.json` beside the file.
+    config: Option<serde_json::Value>,
+}
+
+impl ModelFile<'static> {
+    /// Opens a safetensors file, a sharded model (its index, `model.safetensors.index.json`, or its folder), or what can
+    /// only be read once, such as a pipe. Tensors are read when asked for; a regular file stays open.
+    ///
+    /// ```no_run
+    /// let file = fbgemm::ModelFile::open("all-MiniLM-L6-v2")?; // the folder, or the file in it
+    /// println!("{} tensors", file.tensor_names().len());
+    /// # Ok::<(), fbgemm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::WrongFormat`] for what is no safetensors file, by name; [`Error::InvalidFile`]; [`Error::MissingShards`];
+    /// [`Error::OneOfShards`] for one shard alone; [`Error::DuplicateName`] for a tensor in two shards; and those of
+    /// [`parse`](Self::parse).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (shards, wanted) = shards::resolve(path)?;
+        let alone = shards.len() == 1 && wanted.is_none();
+        let file = Self::of(shards, alone)?;
+        if let Some(name) = wanted.iter().flatten().find(|name| !file.tensors.contains_key(*name)) {
+            return Err(Error::MissingTensor { name: name.clone() });
+        }
+        let folder = if path.is_dir() { Some(path) } else { path.parent() };
+        Ok(Self { config: folder.and_then(|folder| read_config(&folder.join("config.json"))), ..file })
+    }
+}
+
+/// A model's `config.json`, where there is one that can be read.
+fn read_config(path: &Path) -> Option<serde_json::Value> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
 impl<'a> ModelFile<'a> {
-    /// Parses a file's bytes: the header alone, and that all of its quantized layers are complete and of the right
-    /// types and shapes.
+    /// Parses a file's bytes, which may be a memory map: the header alone, and that all of its quantized layers are
+    /// complete and of the right types and shapes.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`]; [`Error::NewerFormat`]; [`Error::InLayer`] around [`Error::MissingTensor`] and
-    /// [`Error::WrongTensor`].
+    /// [`Error::WrongFormat`], [`Error::InvalidFile`]; [`Error::NewerFormat`]; [`Error::InLayer`] around
+    /// [`Error::MissingTensor`] and [`Error::WrongTensor`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
-        let invalid = |reason: String| Error::InvalidFile { reason };
-        check_header(bytes).map_err(invalid)?;
-        let (_, about) = SafeTensors::read_metadata(bytes).map_err(|e| invalid(e.to_string()))?;
-        let metadata: BTreeMap<_, _> = about.metadata().clone().unwrap_or_default().into_iter().collect();
-        let has_format = match metadata.get(FORMAT_KEY) {
-            None => false,
-            Some(version) if version.parse().is_ok_and(|version| (1..=FORMAT).contains(&version)) => true,
-            Some(version) => return Err(Error::NewerFormat { given: version.clone(), known: FORMAT }),
+        Self::of(vec![Shard { source: Source::Bytes(bytes.into()), path: None }], false)
+    }
+
+    /// From whole shards; `alone` is a single one that was given by itself.
+    pub(crate) fn of(shards: Vec<Shard<'a>>, alone: bool) -> Result<Self> {
+        let mut file = Self {
+            sources: Vec::new(),
+            tensors: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            int8: Vec::new(),
+            config: None,
         };
-        let tensors = SafeTensors::deserialize(bytes).map_err(|e| invalid(e.to_string()))?;
-        let mut file = Self { tensors, metadata, int8: Vec::new() };
+        let mut has_format = false;
+        for Shard { source, path } in shards {
+            let header = Header::read(&source, path.as_deref())?;
+            let metadata = header.about.metadata().clone().unwrap_or_default();
+            if alone && let Some(path) = &path {
+                shards::check_alone(path, &metadata)?;
+            }
+            match metadata.get(FORMAT_KEY) {
+                None => {}
+                Some(version) if version.parse().is_ok_and(|version| (1..=FORMAT).contains(&version)) => {
+                    has_format = true;
+                }
+                Some(version) => return Err(Error::NewerFormat { given: version.clone(), known: FORMAT }),
+            }
+            for (name, info) in header.tensors() {
+                let (start, end) = info.data_offsets;
+                let range = header.start + start as u64..header.start + end as u64;
+                let (dtype, shape) = (info.dtype, info.shape);
+                if file
+                    .tensors
+                    .insert(name.clone(), Entry { source: file.sources.len(), dtype, shape, range })
+                    .is_some()
+                {
+                    return Err(Error::DuplicateName { name });
+                }
+            }
+            file.metadata.extend(metadata);
+            file.sources.push(source);
+        }
         if has_format {
             file.int8 = file.find_int8()?;
         }
@@ -57,16 +126,27 @@ impl<'a> ModelFile<'a> {
         names.into_iter()
     }
 
-    /// The file's metadata, by key.
+    /// The file's metadata, by key; of shards, all of theirs.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
+    /// What lies in `config.json` beside a file that was [opened](Self::open), if there is one.
+    pub(crate) fn config(&self) -> Option<&serde_json::Value> {
+        self.config.as_ref()
+    }
+
+    /// An error if a file has been written to since it was opened.
+    ///
+    /// # Errors
+    /// [`Error::InputChanged`].
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.sources.iter().try_for_each(Source::check_unchanged)
+    }
+
     /// Names of all tensors, in order.
     pub fn tensor_names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.tensors.names();
-        names.sort_unstable();
-        names
+        self.tensors.keys().map(String::as_str).collect()
     }
 
     /// A tensor's type (safetensors' word for it), shape and size in bytes.
@@ -75,13 +155,14 @@ impl<'a> ModelFile<'a> {
     /// [`Error::MissingTensor`].
     pub fn describe(&self, name: &str) -> Result<(String, Vec<usize>, usize)> {
         let tensor = self.tensor(name)?;
-        Ok((tensor.dtype().to_string(), tensor.shape().to_vec(), tensor.data().len()))
+        Ok((tensor.dtype().to_string(), tensor.shape().to_vec(), tensor.len()))
     }
 
     /// A float tensor's shape and values, as `f32`.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`]; [`Error::WrongTensor`] for other types than F32, F64, F16 and BF16.
+    /// [`Error::MissingTensor`]; [`Error::WrongTensor`] for other types than F32, F64, F16 and BF16;
+    /// [`Error::InputChanged`], [`Error::Io`].
     pub fn tensor_f32(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let tensor = self.tensor(name)?;
         Ok((tensor.shape().to_vec(), floats(name, &tensor)?))
@@ -125,18 +206,6 @@ impl<'a> ModelFile<'a> {
         Ok(names.into_iter().map(str::to_string).zip(layers).collect())
     }
 
-    /// The tensors that can be linear layers' weights, by the layers' names, in order.
-    pub(crate) fn candidates(&self) -> Vec<&str> {
-        let weights = self.tensors.iter().filter(|(_, tensor)| tensor.shape().len() == 2);
-        let layers = weights.filter_map(|(full, tensor)| {
-            let name = layer_of(full, "weight")?;
-            (is_float(tensor.dtype()) || self.is_int8(name)).then_some(name)
-        });
-        let mut names: Vec<&str> = layers.collect();
-        names.sort_unstable();
-        names
-    }
-
     /// A linear layer's out_features and in_features.
     pub(crate) fn shape(&self, name: &str) -> Result<(usize, usize)> {
         let full = join_name(name, "weight");
@@ -150,7 +219,7 @@ impl<'a> ModelFile<'a> {
     /// How many bytes of the file a linear layer takes.
     pub(crate) fn layer_bytes(&self, name: &str) -> usize {
         let parts = ["weight", "scale", "zero_point", "col_offsets", "bias"];
-        parts.iter().filter_map(|part| Some(self.tensors.tensor(&join_name(name, part)).ok()?.data().len())).sum()
+        parts.iter().filter_map(|part| Some(self.tensor(&join_name(name, part)).ok()?.len())).sum()
     }
 
     /// Names of the layers with their weights in fp16, in order.
@@ -166,8 +235,9 @@ impl<'a> ModelFile<'a> {
         self.int8.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
     }
 
-    pub(crate) fn tensor(&self, name: &str) -> Result<TensorView<'a>> {
-        self.tensors.tensor(name).map_err(|_| Error::MissingTensor { name: name.to_string() })
+    pub(crate) fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        let entry = self.tensors.get(name).ok_or_else(|| Error::MissingTensor { name: name.to_string() })?;
+        Ok(Tensor::new(entry, &self.sources[entry.source]))
     }
 
     /// The names of the layers in int8; an error where one is incomplete.
@@ -175,7 +245,8 @@ impl<'a> ModelFile<'a> {
         let mut names: Vec<String> = Vec::new();
         for (full, tensor) in self.tensors.iter() {
             match (layer_of(full, "weight"), layer_of(full, "col_offsets")) {
-                (Some(name), _) if tensor.dtype() == Dtype::I8 => names.push(name.to_string()),
+                (Some(name), _) if self.metadata.contains_key(&format!("{FOREIGN_KEY}{name}")) => {}
+                (Some(name), _) if tensor.dtype == Dtype::I8 => names.push(name.to_string()),
                 (_, Some(name)) => names.push(name.to_string()),
                 _ => {}
             }
@@ -198,13 +269,13 @@ impl<'a> ModelFile<'a> {
             self.expect(&join_name(name, part), dtype, &shape)?;
         }
         let bias = join_name(name, "bias");
-        if self.tensors.tensor(&bias).is_ok() {
+        if self.tensors.contains_key(&bias) {
             self.expect(&bias, Dtype::F32, &[n])?;
         }
         Ok([n, k])
     }
 
-    fn expect(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<TensorView<'a>> {
+    fn expect(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Tensor<'_>> {
         let tensor = self.tensor(name)?;
         if tensor.dtype() == dtype && tensor.shape() == shape {
             return Ok(tensor);
@@ -215,10 +286,10 @@ impl<'a> ModelFile<'a> {
     fn read_portable(&self, name: &str) -> Result<PortableLinear> {
         let [n, k] = self.check_shapes(name)?;
         let part = |part: &str| self.tensor(&join_name(name, part));
-        let scales = numbers(part("scale")?.data(), f32::from_le_bytes);
-        let zero_points = numbers(part("zero_point")?.data(), i32::from_le_bytes);
-        let col_offsets = numbers(part("col_offsets")?.data(), i32::from_le_bytes);
-        let data = numbers(part("weight")?.data(), i8::from_le_bytes);
+        let scales = numbers(&part("scale")?.data()?, f32::from_le_bytes);
+        let zero_points = numbers(&part("zero_point")?.data()?, i32::from_le_bytes);
+        let col_offsets = numbers(&part("col_offsets")?.data()?, i32::from_le_bytes);
+        let data = numbers(&part("weight")?.data()?, i8::from_le_bytes);
         let weight = QuantizedWeight::from_stored(data, &col_offsets, scales, zero_points, n, k)?;
         let input = match self.metadata.get(&format!("{INPUT_KEY}{name}")) {
             Some(scheme) => scheme.parse()?,
@@ -229,7 +300,7 @@ impl<'a> ModelFile<'a> {
 
     pub(crate) fn bias(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let full = join_name(name, "bias");
-        let Ok(tensor) = self.tensors.tensor(&full) else { return Ok(None) };
+        let Ok(tensor) = self.tensor(&full) else { return Ok(None) };
         let (out_features, _) = self.shape(name)?;
         match tensor.shape() {
             [length] if *length == out_features => floats(&full, &tensor).map(Some),

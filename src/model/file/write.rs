@@ -1,77 +1,250 @@
-//! Writing a file part by part, beside the one that it replaces.
+//! Writing a file part by part, beside the one that it replaces; or several, as shards and their index.
 
 use super::format::{FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, layer_of};
+use super::model_file::ModelFile;
+use super::output::Output;
+use super::shards::{INDEX, Index, SHARD_KEY, Shard, shard_name};
+use super::source::Source;
+use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use safetensors::tensor::{Dtype, TensorInfo};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Some tensors of a file to be, and how to get their bytes when it is their turn.
 pub(crate) struct Part<'a> {
     pub(crate) tensors: Vec<(String, Dtype, Vec<usize>)>,
-    pub(crate) bytes: Bytes<'a>,
+    content: Content<'a>,
 }
 
-/// One item for each of a part's tensors.
-pub(crate) type Bytes<'a> = Box<dyn FnOnce() -> Result<Vec<Cow<'a, [u8]>>> + 'a>;
+enum Content<'a> {
+    /// One item for each of the part's tensors.
+    Made(Box<dyn FnOnce() -> Result<Vec<Cow<'a, [u8]>>> + 'a>),
+    /// As it stands in another file.
+    Copied(Tensor<'a>),
+}
 
 impl<'a> Part<'a> {
-    pub(crate) fn new(
+    /// Tensors whose bytes `make` gives, in the same order.
+    pub(crate) fn made(
         tensors: Vec<(String, Dtype, Vec<usize>)>,
-        bytes: impl FnOnce() -> Result<Vec<Cow<'a, [u8]>>> + 'a,
+        make: impl FnOnce() -> Result<Vec<Cow<'a, [u8]>>> + 'a,
     ) -> Self {
-        Self { tensors, bytes: Box::new(bytes) }
+        Self { tensors, content: Content::Made(Box::new(make)) }
+    }
+
+    /// A tensor of another file, under this name.
+    pub(crate) fn copied(name: &str, tensor: Tensor<'a>) -> Self {
+        let about = vec![(name.to_string(), tensor.dtype(), tensor.shape().to_vec())];
+        Self { tensors: about, content: Content::Copied(tensor) }
+    }
+
+    /// Makes the bytes, for what making them tells, and drops them.
+    ///
+    /// # Errors
+    /// What making them reports.
+    pub(crate) fn make(self) -> Result<()> {
+        match self.content {
+            Content::Made(make) => make().map(drop),
+            Content::Copied(_) => Ok(()),
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.tensors.iter().map(size).sum()
     }
 }
 
-/// Writes a file part by part under another name in the same folder, and renames it when it is whole; `done` is told
-/// the number of parts written.
+/// The bytes of a tensor, whose sizes the file that it is from has checked, or its layer.
+fn size((_, dtype, shape): &(String, Dtype, Vec<usize>)) -> u64 {
+    shape.iter().product::<usize>() as u64 * dtype.bitsize() as u64 / 8
+}
+
+/// Where to write, and how.
+pub(crate) struct Target<'a> {
+    pub(crate) path: &'a Path,
+    /// Above this many bytes in several files, each of which no larger if it has more than one part.
+    pub(crate) max_shard_size: Option<u64>,
+    /// Whether a file that can't be replaced may be overwritten where it lies.
+    pub(crate) in_place: bool,
+}
+
+/// Writes all parts to a file, or to shards with an index, which is written last. Each appears whole or not at all, and
+/// not before all of them have been read again. `done` is told the number of parts written, and may stop it.
 pub(crate) fn write(
     parts: Vec<Part>,
-    mut metadata: BTreeMap<String, String>,
-    path: &Path,
-    done: &mut dyn FnMut(usize),
+    metadata: BTreeMap<String, String>,
+    target: &Target,
+    done: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<()> {
-    let mut order: Vec<(Dtype, &str, usize)> = Vec::new();
-    for (name, dtype, shape) in parts.iter().flat_map(|part| &part.tensors) {
-        order.push((*dtype, name, shape.iter().product::<usize>() * dtype.bitsize() / 8));
+    let mut names = BTreeSet::new();
+    if let Some((name, ..)) = parts.iter().flat_map(|part| &part.tensors).find(|(name, ..)| !names.insert(name.clone()))
+    {
+        return Err(Error::DuplicateName { name: name.clone() });
     }
-    // As the safetensors library orders them, so that each is aligned: widest types first, then by name.
-    order.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
-    let mut ends = BTreeMap::new();
-    let mut end = 0;
-    for &(_, name, size) in &order {
-        end += size;
-        if ends.insert(name.to_string(), (end - size, end)).is_some() {
-            return Err(Error::DuplicateName { name: name.to_string() });
+    let version = version(&parts, &metadata);
+    let total_size: u64 = parts.iter().map(Part::size).sum();
+    let shards = split(parts, target.max_shard_size);
+    let count = shards.len();
+    if count == 1 && target.max_shard_size.is_some() && target.path.is_dir() {
+        let path = target.path.join("model.safetensors");
+        return write_shards(shards, vec![path], metadata, version, target.in_place, None, done);
+    }
+    if count == 1 {
+        return write_shards(shards, vec![target.path.to_path_buf()], metadata, version, target.in_place, None, done);
+    }
+    let (folder, stem, index) = if target.path.is_dir() {
+        (target.path.to_path_buf(), "model".to_string(), INDEX.to_string())
+    } else {
+        let name = target.path.file_name().unwrap_or_default().to_string_lossy();
+        let stem = name.strip_suffix(".safetensors").unwrap_or(&name).to_string();
+        (
+            target.path.parent().unwrap_or(Path::new("")).to_path_buf(),
+            stem.clone(),
+            format!("{stem}.safetensors.index.json"),
+        )
+    };
+    let names: Vec<String> = (1..=count).map(|number| shard_name(&stem, number, count)).collect();
+    let mut weight_map = BTreeMap::new();
+    for (shard, file) in shards.iter().zip(&names) {
+        weight_map.extend(shard.iter().flat_map(|part| &part.tensors).map(|(name, ..)| (name.clone(), file.clone())));
+    }
+    let metadata_of_index = [("total_size".to_string(), total_size.into())].into_iter().collect();
+    let index = (folder.join(index), Index { metadata: metadata_of_index, weight_map });
+    let paths = names.iter().map(|name| folder.join(name)).collect();
+    write_shards(shards, paths, metadata, version, target.in_place, Some(index), done)
+}
+
+/// Parts in their order, so many to a shard as fit.
+fn split(parts: Vec<Part>, most: Option<u64>) -> Vec<Vec<Part>> {
+    let (mut shards, mut filled) = (vec![Vec::new()], 0u64);
+    for part in parts {
+        let size = part.size();
+        let current = shards.last_mut().expect("there is one from the start");
+        if most.is_some_and(|most| !current.is_empty() && filled + size > most) {
+            shards.push(vec![part]);
+            filled = size;
+        } else {
+            current.push(part);
+            filled += size;
         }
     }
+    shards
+}
+
+/// The oldest layout that has all that the parts need.
+fn version(parts: &[Part], metadata: &BTreeMap<String, String>) -> u32 {
     let channels = |(name, _, shape): &(String, Dtype, Vec<usize>)| layer_of(name, "scale").is_some() && shape != &[1];
     let of_version_2 = metadata.keys().any(|key| key.starts_with(INPUT_KEY) || key.starts_with(FP16_KEY))
         || parts.iter().any(|part| part.tensors[0].1 == Dtype::I8 && part.tensors.iter().any(channels));
-    let version = if of_version_2 { FORMAT } else { 1 };
-    metadata.insert(FORMAT_KEY.to_string(), version.to_string());
-    let header = header_bytes(&parts, &ends, &metadata)?;
+    if of_version_2 { FORMAT } else { 1 }
+}
 
-    let temporary = Temporary::beside(path)?;
-    let io = |e: std::io::Error| Error::Io { path: path.display().to_string(), source: e };
-    let mut file = &temporary.file;
-    file.write_all(&header).map_err(io)?;
-    for (i, part) in parts.into_iter().enumerate() {
-        let bytes = (part.bytes)()?;
-        for ((name, ..), bytes) in part.tensors.iter().zip(bytes) {
-            let (start, end) = ends[name];
-            assert_eq!(bytes.len(), end - start, "a part gives the bytes that its tensors' shapes say");
-            file.seek(SeekFrom::Start((header.len() + start) as u64)).map_err(io)?;
-            file.write_all(&bytes).map_err(io)?;
+fn write_shards(
+    shards: Vec<Vec<Part>>,
+    paths: Vec<PathBuf>,
+    metadata: BTreeMap<String, String>,
+    version: u32,
+    in_place: bool,
+    index: Option<(PathBuf, Index)>,
+    done: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<()> {
+    let (count, mut written) = (shards.len(), 0);
+    let mut outputs = Vec::new();
+    for (number, (parts, path)) in shards.into_iter().zip(&paths).enumerate() {
+        // What is said of a layer goes with it.
+        let layers: BTreeSet<&str> =
+            parts.iter().flat_map(|part| &part.tensors).filter_map(|(name, ..)| layer_of(name, "weight")).collect();
+        let elsewhere = |key: &str| {
+            let layer = [INPUT_KEY, FP16_KEY].iter().find_map(|prefix| key.strip_prefix(prefix));
+            count > 1 && layer.is_some_and(|layer| !layers.contains(layer))
+        };
+        let mut metadata: BTreeMap<String, String> = metadata
+            .iter()
+            .filter(|(key, _)| !elsewhere(key))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        metadata.insert(FORMAT_KEY.to_string(), version.to_string());
+        metadata.remove(SHARD_KEY);
+        if count > 1 {
+            metadata.insert(SHARD_KEY.to_string(), format!("{}/{count}", number + 1));
         }
-        done(i + 1);
+        let output = Output::create(path, in_place)?;
+        write_parts(parts, &metadata, &output, &mut |parts| {
+            let part = written + parts;
+            done(part)
+        })
+        .map(|parts| written += parts)?;
+        outputs.push(output);
     }
-    temporary.persist(path)
+    // Whatever is written can be read: found out before anything is replaced.
+    let again = |output: &Output| Ok(Shard { source: Source::open(output.spooled())?, path: None });
+    ModelFile::of(outputs.iter().map(again).collect::<Result<_>>()?, false)?;
+    let index = match index {
+        None => None,
+        Some((path, index)) => {
+            let output = Output::create(&path, in_place)?;
+            let json = serde_json::to_vec_pretty(&index).map_err(|e| Error::InvalidFile { reason: e.to_string() })?;
+            output.file().write_all(&json).map_err(|e| output.failed(e))?;
+            Some(output)
+        }
+    };
+    outputs.into_iter().chain(index).try_for_each(Output::finish)
+}
+
+/// Writes one file's header and parts, and gives the number of parts.
+fn write_parts(
+    parts: Vec<Part>,
+    metadata: &BTreeMap<String, String>,
+    output: &Output,
+    done: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<usize> {
+    // As the safetensors library orders them, so that each is aligned: widest types first, then by name.
+    let mut order: Vec<(Dtype, &str, usize)> = Vec::new();
+    for tensor @ (name, dtype, _) in parts.iter().flat_map(|part| &part.tensors) {
+        order.push((*dtype, name, size(tensor) as usize));
+    }
+    order.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+    let (mut ends, mut end) = (BTreeMap::new(), 0);
+    for (_, name, size) in order {
+        end += size;
+        ends.insert(name.to_string(), (end - size, end));
+    }
+    let header = header_bytes(&parts, &ends, metadata)?;
+    let mut file = output.file();
+    let io = |e| output.failed(e);
+    file.write_all(&header).map_err(io)?;
+    let count = parts.len();
+    for (i, Part { tensors, content }) in parts.into_iter().enumerate() {
+        let place = |name: &str| (ends[name].0, ends[name].1 - ends[name].0);
+        match content {
+            Content::Made(make) => {
+                for ((name, ..), bytes) in tensors.iter().zip(make()?) {
+                    let (start, size) = place(name);
+                    assert_eq!(bytes.len(), size, "a part gives the bytes that its tensors' shapes say");
+                    file.seek(SeekFrom::Start((header.len() + start) as u64)).map_err(io)?;
+                    file.write_all(&bytes).map_err(io)?;
+                }
+            }
+            Content::Copied(tensor) => {
+                let (start, size) = place(&tensors[0].0);
+                file.seek(SeekFrom::Start((header.len() + start) as u64)).map_err(io)?;
+                let mut piece = vec![0; size.min(1 << 20)];
+                for at in (0..size).step_by(1 << 20) {
+                    let piece = &mut piece[..(size - at).min(1 << 20)];
+                    tensor.read_into(at, piece)?;
+                    file.write_all(piece).map_err(io)?;
+                }
+            }
+        }
+        if done(i + 1).is_break() {
+            return Err(Error::Interrupted);
+        }
+    }
+    Ok(count)
 }
 
 /// The file's first bytes: the header's length and the header, padded to a multiple of 8.
@@ -90,37 +263,4 @@ fn header_bytes(
     let mut json = serde_json::to_vec(&header).map_err(invalid)?;
     json.resize(json.len().next_multiple_of(8), b' ');
     Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
-}
-
-/// A file under a name of its own beside the one it is to replace; removed unless it gets there.
-struct Temporary {
-    file: File,
-    path: PathBuf,
-}
-
-impl Temporary {
-    fn beside(path: &Path) -> Result<Self> {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let io = |source| Error::Io { path: path.display().to_string(), source };
-        let no_name = || io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not the path of a file"));
-        let name = path.file_name().ok_or_else(no_name)?;
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let unique = format!(".{}.{}-{count}.tmp", name.to_string_lossy(), std::process::id());
-        let temporary = path.with_file_name(unique);
-        let file = File::create_new(&temporary).map_err(io)?;
-        Ok(Self { file, path: temporary })
-    }
-
-    /// On the disk before it takes the name: a crash leaves the old file or the new one.
-    fn persist(self, path: &Path) -> Result<()> {
-        let renamed = self.file.sync_all().and_then(|()| std::fs::rename(&self.path, path));
-        renamed.map_err(|e| Error::Io { path: path.display().to_string(), source: e })
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Renamed files are no longer there; of a failed one nothing must stay, and there is no one to tell.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
