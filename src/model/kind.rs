@@ -7,7 +7,9 @@
 //!    has columns, to one that is stored `[in_features, out_features]`, as GPT-2's are. Where both fit, it is taken to
 //!    be stored as those of the same name in other layers are, which the evidence calls an assumption.
 //! 3. Without a bias, the name's last part (numbers aside) decides, by whole words: `embed_tokens` is an embedding,
-//!    `embed_out` and `embedding_projection` are linear layers: of words that disagree the last one counts.
+//!    `embed_out` and `embedding_projection` are linear layers: of words that disagree the last one counts. Words of
+//!    tables are not believed where other matrices have as many columns as this one has rows, and none as many as it
+//!    has columns: it gives what they take in (`x_embedder`).
 //! 4. Where the name has no such word, as many rows as the config's vocabulary make an embedding, and so do very many
 //!    rows, and the words of the name's other parts. What is left is taken for a linear layer.
 
@@ -62,6 +64,8 @@ pub(crate) enum Evidence {
     Config(String),
     /// This word of the name.
     Word(String),
+    /// Its name has this word of tables, but its rows, and not its columns, are what other layers take in.
+    RowsAreInputs(String),
     /// Far more rows than columns, and than most layers have.
     ManyRows,
     /// Nothing tells.
@@ -84,6 +88,9 @@ impl fmt::Display for Evidence {
             Self::ForeignBias(length) => write!(f, "its bias has {length} elements, which fits neither dimension"),
             Self::Config(key) => write!(f, "it has a row for each of the config's {key}"),
             Self::Word(word) => write!(f, "`{word}` in its name"),
+            Self::RowsAreInputs(word) => {
+                write!(f, "`{word}` in its name, but other layers have as many inputs as it has rows")
+            }
             Self::ManyRows => f.write_str("it has far more rows than columns, and no bias"),
             Self::Nothing => f.write_str("assumed: no bias, and no word of its name tells"),
             Self::NotAWeight => f.write_str("its name doesn't end in `weight`"),
@@ -127,6 +134,10 @@ pub(crate) fn kinds(matrices: &[Matrix], sizes: &TableSizes) -> Vec<Verdict> {
         proven.filter_map(|matrix| last_part(layer(matrix.name)?)).collect()
     };
     let (straight, transposed) = (parts_stored(Evidence::BiasOfRows), parts_stored(Evidence::BiasOfColumns));
+    let mut inputs = BTreeMap::new();
+    for matrix in matrices {
+        *inputs.entry(matrix.shape[1]).or_insert(0) += 1;
+    }
     let verdict = |matrix: &Matrix| {
         let Some(layer) = layer(matrix.name) else { return (Kind::Other, Evidence::NotAWeight) };
         let last = last_part(layer).unwrap_or_default();
@@ -140,7 +151,7 @@ pub(crate) fn kinds(matrices: &[Matrix], sizes: &TableSizes) -> Vec<Verdict> {
                 }
             }
             Some(decided) => decided,
-            None => by_name(layer, matrix.shape, sizes),
+            None => by_name(layer, matrix.shape, sizes, &inputs),
         }
     };
     let verdicts = matrices.iter().map(verdict);
@@ -165,7 +176,13 @@ fn by_bias(matrix: &Matrix) -> Option<(Kind, Evidence)> {
     })
 }
 
-fn by_name(layer: &str, [rows, columns]: [usize; 2], sizes: &TableSizes) -> (Kind, Evidence) {
+/// `inputs`: how many matrices have so many columns.
+fn by_name(
+    layer: &str,
+    [rows, columns]: [usize; 2],
+    sizes: &TableSizes,
+    inputs: &BTreeMap<usize, usize>,
+) -> (Kind, Evidence) {
     let mut parts = layer.rsplit('.').filter(|part| !is_number(part));
     let last = parts.next().map(words).unwrap_or_default();
     let before = parts.next().map(words).unwrap_or_default();
@@ -173,9 +190,13 @@ fn by_name(layer: &str, [rows, columns]: [usize; 2], sizes: &TableSizes) -> (Kin
     if let Some(key) = sizes.0.get(&rows).filter(|_| !matches!(said, Some((Kind::Linear, _)))) {
         return (Kind::Embedding, Evidence::Config(key.clone()));
     }
+    // What a table gives, a row, other layers take in; so they do what a linear layer gives, its outputs.
+    let gives_rows = rows != columns && inputs.contains_key(&rows);
+    let gives_columns = inputs.get(&columns).is_some_and(|&count| count > 1);
     match said.or_else(|| said_by(&before, &[])) {
+        Some((Kind::Embedding, word)) if gives_rows && !gives_columns => (Kind::Linear, Evidence::RowsAreInputs(word)),
         Some((kind, word)) => (kind, Evidence::Word(word)),
-        None if has_many_rows(layer, [rows, columns]) => (Kind::Embedding, Evidence::ManyRows),
+        None if !gives_rows && has_many_rows(layer, [rows, columns]) => (Kind::Embedding, Evidence::ManyRows),
         None => (Kind::Linear, Evidence::Nothing),
     }
 }
@@ -187,8 +208,7 @@ fn has_many_rows(layer: &str, [rows, columns]: [usize; 2]) -> bool {
 
 /// Whole words of names; others that begin with `embed` are of tables, too, and with `proj` or `unembed` of layers.
 const TABLE_WORDS: &str = "emb embs wte wpe pe token tokens table codebook";
-const LAYER_WORDS: &str =
-    "lin linear dense fc ff ffn mlp head heads out output mapping score logits gate router qkv wq wk wv wkv wqkv wo";
+const LAYER_WORDS: &str = "lin linear dense fc ff ffn mlp head heads out output map mapper mapping score logits gate router qkv wq wk wv wkv wqkv wo";
 /// Words that say something where they are a whole part of a name: with others, they can be about anything.
 const TABLE_PARTS: &str = "shared";
 const LAYER_PARTS: &str = "decoder generator classifier cls query key value q k v o w1 w2 w3 wi up down predictions";
@@ -370,6 +390,19 @@ mod tests {
         }
         // A bias, whatever the name.
         assert_eq!(kind_of("time_embed.0", [40, 16], Some(40), "{}").0, Kind::Linear);
+    }
+
+    #[test]
+    fn what_gives_other_layers_their_inputs_by_rows_is_linear() {
+        let of = |name, shape| Matrix { name, shape, bias: None };
+        let others = [of("blocks.0.to_q.weight", [64, 48]), of("blocks.0.to_k.weight", [64, 48])];
+        let first = |name, shape| kinds(&[of(name, shape), others[0], others[1]], &TableSizes::default()).remove(0);
+        let projected = first("x_embedder.weight", [48, 12]);
+        assert_eq!(projected.kind, Kind::Linear);
+        let words = "`embedder` in its name, but other layers have as many inputs as it has rows";
+        assert_eq!(projected.evidence.to_string(), words);
+        assert_eq!(first("row_embedder.weight", [12, 48]).kind, Kind::Embedding);
+        assert_eq!(first("relative_embedding.weight", [33, 12]).kind, Kind::Embedding);
     }
 
     #[test]
