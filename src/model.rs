@@ -1,5 +1,8 @@
 //! Whole models: linear layers behind one `forward`, the walk over them, and quantizing them all in one call.
 
+#[cfg(all(test, feature = "safetensors"))]
+mod kind;
+
 use crate::element::Element;
 use crate::range::finite_range;
 use crate::{
