@@ -23,7 +23,7 @@ that are quantized already are taken as they are, whatever the patterns and the 
 A weight in float8 with its scale beside it (`weight_scale` or `weight_scale_inv`, by which it is multiplied; one, one
 for each output, or one for each block of 128 x 128) is made float and quantized as a float layer is. All else is stored
 as in an fp32 checkpoint, embeddings (nn.Embedding, nn.EmbeddingBag) among it. A state dict alone does not tell which of
-its tensors are linear layers: there, only what is quantized already is taken.
+its tensors are linear layers: there, those that are quantized already are taken, and all of them for linear ones.
 
 The layer `x` in int8 is `x.weight` (I8, [out_features, in_features]), `x.scale` (F32, [1], or [out_features] where each
 output has its own), `x.zero_point` (I32, as many), `x.col_offsets` (I32, [out_features]) and, if it has one, `x.bias`
@@ -66,7 +66,7 @@ OTHER_INT8 = tuple(f"torch.{nn}.{kind}" for nn in ("ao.nn", "nn") for kind in ("
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FLOAT8 = tuple(getattr(torch, name) for name in dir(torch) if re.fullmatch(r"float8_e\dm\d\w*", name))
 SCALES = ("SCB", "weight_scale", "weight_scale_inv")  # of other tools, beside a weight in int8 or float8
-BESIDE = (*SCALES, "weight_format", "weight_zero_point", "input_scale", "input_zero_point", "output_scale")
+BESIDE = ("weight_format", "weight_zero_point", "input_scale", "input_zero_point", "output_scale")
 BLOCK = 128  # rows and columns with one scale, in float8
 LARGEST_HALF = 65504.0
 
@@ -123,7 +123,7 @@ def export(model, path, include=(), exclude=(), scheme=Scheme(), only_quantized=
         if layer.input not in (None, PER_TENSOR):
             why += f", input {layer.input}"
         rows.append(row(shown, layer.parts["weight"], why))
-        replaced = forget(name, state, rows)
+        replaced = forget(name, state, rows, name in taken)
         before += sum(map(size, layer.parts.values() if name in taken else replaced))
         layers[name] = layer
     if not layers and not is_module:
@@ -153,6 +153,8 @@ def find_quantized(model, state, modules, scheme):
     """For each layer that is quantized already: why, and what reads it."""
     found = {}
     for name, scale in find_scaled(state, (torch.int8,)).items():
+        if isinstance(modules.get(name), torch.nn.Embedding):
+            continue
         # How the other tool quantizes the input is not kept.
         read = lambda name=name, scale=scale: read_foreign(name, scale, state, scheme.input)
         found[name] = (f"int8 already ({scale})", read)
@@ -205,16 +207,18 @@ def weight_of(name, modules, state):
     return modules[name].weight if weight is None else weight  # computed ones are in no state
 
 
-def forget(name, state, rows):
+def forget(name, state, rows, taken):
     """Takes the layer's tensors out of the state, and gives them."""
-    dynamic = join(name, PACKED) in state
-    parts = DYNAMIC_STATE if dynamic else [part for part in (*PARTS, *BESIDE) if join(name, part) in state]
-    replaced = {part: state.pop(join(name, part), None) for part in parts}
+    parts = PARTS if taken else ("weight", "bias")
+    if join(name, PACKED) in state:
+        parts = DYNAMIC_STATE
+    elif any(join(name, part) in state for part in SCALES):
+        parts = ("weight", "bias", *SCALES, *BESIDE)
+    replaced = {part: state.pop(join(name, part)) for part in parts if join(name, part) in state}
     for part in replaced:
-        if part.startswith(("input_", "output_")):
+        if part in BESIDE and not part.startswith("weight"):
             rows.append(row(join(name, part), None, "another tool's, of the layer's input or output: not written"))
-    packed = [key for key in state if not dynamic and key.rpartition(".")[0] == name and part_of(key) not in PARTS]
-    for key in packed:
+    for key in [key for key in state if taken and parts is PARTS and key.rpartition(".")[0] == name]:
         if is_plain(state[key]) and state[key].dtype == torch.uint8:
             rows.append(row(key, state.pop(key), "packed for one process: not written"))
     return [tensor for tensor in replaced.values() if isinstance(tensor, torch.Tensor)]
@@ -222,7 +226,7 @@ def forget(name, state, rows):
 
 def plain_tensors(state, rows):
     """What else the state has, less what isn't for a file."""
-    beside = {key: tensor for key, tensor in state.items() if part_of(key) in SCALES}
+    float8 = find_scaled(state, FLOAT8)
     for key, tensor in state.items():
         part = part_of(key)
         if part == "_extra_state":
@@ -236,7 +240,7 @@ def plain_tensors(state, rows):
             raise ExportError(f"{key} is sparse ({tensor.layout}) and can't be stored: make it dense, or remove it")
         if part.startswith("col_offsets") or part == "weight" and tensor.dtype == torch.int8:
             raise ExportError(f"{key} is part of a quantized layer of a kind that can't be exported")
-        if key.removesuffix("weight").removesuffix(".") in find_scaled({key: tensor} | beside, FLOAT8):
+        if part == "weight" and key.removesuffix("weight").removesuffix(".") in float8:
             raise ExportError(f"{key} is {tensor.dtype}, with a scale beside it, and its layer isn't among those taken")
         yield key, tensor
 
