@@ -11,6 +11,11 @@ dynamic.safetensors           a model that quantize_dynamic quantized, see `dyna
 dynamic-outputs-ISA.safetensors
                               the same as outputs-ISA.safetensors, by the quantized modules themselves; no differences
                               between the ISAs, for their inputs have 7 bits
+half.safetensors              a model that quantize_dynamic quantized to float16, see `half_model`; metadata
+                              fbgemm_format and, for each layer, fp16:LAYER
+half-outputs-ISA.safetensors  the same as outputs-ISA.safetensors, by the quantized modules themselves
+scheme-NAME.safetensors       `float_layers`, quantized by another of SCHEMES; their weights in float are in
+float-layers.safetensors
 
 torch.fbgemm_linear_int8_weight demands a bias: layers without one got zeros. That can change nothing but the sign of an
 output that is zero, and no output is. Each input has one row, the first, that saturates (in model.safetensors) where
@@ -33,6 +38,15 @@ HERE = Path(__file__).resolve().parent
 OUT = HERE / "exported"
 MODEL = OUT / "model.safetensors"
 DYNAMIC = OUT / "dynamic.safetensors"
+HALF = OUT / "half.safetensors"
+# Of export.py's Scheme.
+SCHEMES = {
+    "per-channel": {"per_channel": True},
+    "symmetric": {"symmetric": True},
+    "seven-bits": {"seven_bits": True, "input": "per_row"},
+    "all": {"per_channel": True, "symmetric": True, "seven_bits": True, "input": "per_row reduced"},
+    "fp16": {"fp16": True},
+}
 ISAS = ("AVX2", "AVX512", "AVX512_E1")
 sys.path.insert(0, str(HERE.parent.parent / "examples"))
 warnings.simplefilter("ignore")  # the operations are deprecated
@@ -134,6 +148,75 @@ def make_dynamic():
     print(f"dynamic.safetensors: scales {scales}")
 
 
+def half_model():
+    """Names as in a BERT; a weight beyond fp16's range is clamped."""
+    torch.manual_seed(24)
+    linear = torch.nn.Linear
+    float_model = folder(query=linear(24, 24), value=linear(24, 24, bias=False), pooler=linear(33, 19))
+    with torch.no_grad():
+        float_model.pooler.weight[3, 4] = -1e5
+    return quantization.quantize_dynamic(float_model, {linear}, dtype=torch.float16)
+
+
+def make_half():
+    """The module and its state dict give the same file; the model's own outputs are those of what was written."""
+    from export import export
+
+    module = torch.nn.Sequential(torch.nn.Linear(24, 67), torch.nn.ReLU(), torch.nn.Linear(67, 5))
+    module = quantization.quantize_dynamic(module, {torch.nn.Linear}, dtype=torch.float16)
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(folder, "state.safetensors")
+        export(module, other, example=torch.randn(7, 24))
+        export(half_model(), HALF, only_quantized=True)
+        export(half_model().state_dict(), other)
+        assert HALF.read_bytes() == other.read_bytes()
+    of_layers = {f"fp16:{name}": "1" for name in dynamic_layers(half_model())}
+    with safe_open(HALF, "pt") as file:
+        assert file.metadata() == {"fbgemm_format": "2"} | of_layers
+
+
+def float_layers():
+    """Ranges on both sides of 0, on one, none, and such that a scale is as small as it gets."""
+    torch.manual_seed(25)
+    weights = {"both": torch.randn(7, 24), "above": torch.rand(3, 33) + 0.1, "below": -torch.rand(5, 12)}
+    weights |= {"zero": torch.zeros(2, 8), "tiny": torch.randn(4, 16) * 1e-6, "one": torch.randn(1, 9)}
+    weights["both"][3] *= 100
+    layers = folder(**{name: torch.nn.Linear(*reversed(weight.shape)) for name, weight in weights.items()})
+    for name, weight in weights.items():
+        layers[name].weight.data = weight
+    return layers
+
+
+def make_schemes():
+    """What PyTorch has an operation or an observer for is the same by them."""
+    from export import Scheme, export
+
+    layers = float_layers()
+    stored = {f"{name}.weight": layer.weight.detach() for name, layer in layers.items()}
+    save_file(stored, OUT / "float-layers.safetensors", metadata={"format": "fbgemm-exported-1"})
+    for scheme, options in SCHEMES.items():
+        path = OUT / f"scheme-{scheme}.safetensors"
+        export(layers, path, scheme=Scheme(**options))
+        found = load_file(path)
+        for name, layer in layers.items():
+            weight, rows = layer.weight.detach(), range(layer.out_features)
+            if scheme == "per-channel":
+                expected = [torch.fbgemm_linear_quantize_weight(weight[row : row + 1]) for row in rows]
+                assert torch.equal(found[f"{name}.weight"], torch.cat([q for q, *_ in expected])), name
+                assert found[f"{name}.scale"].tolist() == [scale for _, _, scale, _ in expected], name
+                assert found[f"{name}.zero_point"].tolist() == [zero_point for *_, zero_point in expected], name
+            elif scheme == "symmetric":
+                observer = quantization.MinMaxObserver(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
+                observer(weight)
+                assert torch.equal(found[f"{name}.scale"], observer.calculate_qparams()[0]), name
+            elif scheme == "all":
+                observer = quantization.PerChannelMinMaxObserver(
+                    dtype=torch.qint8, qscheme=torch.per_channel_symmetric, quant_min=-64, quant_max=63
+                )
+                observer(weight)
+                assert torch.equal(found[f"{name}.scale"], observer.calculate_qparams()[0]), name
+
+
 def dynamic_layers(module):
     kind = torch.ao.nn.quantized.dynamic.Linear
     return {name: layer for name, layer in sorted(module.named_modules()) if type(layer) is kind}
@@ -171,6 +254,14 @@ def make_dynamic_outputs(isa):
     save_outputs(outputs, "dynamic-outputs", isa)
 
 
+def make_half_outputs(isa):
+    outputs, rng = {}, np.random.default_rng(26)
+    for name, layer in dynamic_layers(half_model()).items():
+        x = torch.from_numpy(rng.standard_normal((int(rng.integers(2, 9)), layer.in_features)).astype(np.float32))
+        outputs |= {f"{name}/input": x, f"{name}/output": layer(x).detach()}
+    save_outputs(outputs, "half-outputs", isa)
+
+
 def save_outputs(outputs, name, isa):
     meta = {"format": "fbgemm-exported-1", "torch": torch.__version__, "fbgemm_isa": isa}
     meta["cpu"] = torch.backends.cpu.get_cpu_capability()
@@ -199,6 +290,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         make_outputs(sys.argv[1])
         make_dynamic_outputs(sys.argv[1])
+        make_half_outputs(sys.argv[1])
         sys.exit()
     if "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
         sys.exit("this CPU has no AVX-512 VNNI: FBGEMM would ignore the limits")
@@ -207,6 +299,8 @@ if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
     export(model(), MODEL, exclude=["class*"])
     make_dynamic()
+    make_half()
+    make_schemes()
     for isa in ISAS:  # FBGEMM reads the variable once: a process each
         limited = dict(os.environ, FBGEMM_ENABLE_INSTRUCTIONS=isa)
         subprocess.run([sys.executable, __file__, isa], env=limited, check=True)
