@@ -1,13 +1,14 @@
 //! `fbgemm info`: which FBGEMM this is, and what it uses on this CPU.
 
 use crate::Exit;
+use fbgemm_testkit::process::LIMIT;
 use serde_json::json;
 
 /// Prints it; the exit says whether the CPU is supported.
 pub fn run(as_json: bool) -> Exit {
     let support = fbgemm::cpu_support();
     let provider = fbgemm::provider();
-    let limit = std::env::var("FBGEMM_ENABLE_INSTRUCTIONS").ok();
+    let limit = std::env::var(LIMIT).ok();
     if as_json {
         println!(
             "{}",
@@ -47,7 +48,7 @@ pub fn run(as_json: bool) -> Exit {
             Err(_) => line("FBGEMM uses", "nothing: see the error"),
         }
         if let Some(limit) = limit {
-            line("limited by", &format!("FBGEMM_ENABLE_INSTRUCTIONS={limit}"));
+            line("limited by", &format!("{LIMIT}={limit}"));
         }
     }
     match support {

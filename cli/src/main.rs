@@ -1,11 +1,9 @@
 //! The command `fbgemm`.
 
 mod bench;
-mod cases;
 mod demo;
 mod fetch;
 mod info;
-mod minilm;
 mod quantize;
 mod table;
 mod verify;

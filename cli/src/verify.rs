@@ -1,16 +1,14 @@
 //! `fbgemm verify`: PyTorch's cases through the public API, compared bit for bit.
 
 use crate::Exit;
-use crate::cases::{Case, CaseFile, Element};
 use fbgemm::Isa;
+use fbgemm_testkit::cases::{Case, CaseFile, Element};
+use fbgemm_testkit::process::{LIMIT, lesser, stderr};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// FBGEMM reads it once, so another value takes another process.
-const LIMIT: &str = "FBGEMM_ENABLE_INSTRUCTIONS";
 
 /// How an operator's cases of one file came out.
 #[derive(Default)]
@@ -77,8 +75,7 @@ fn print_report(report: &Value) {
 }
 
 fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {
-    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    let file = CaseFile::parse(&bytes)?;
+    let file = CaseFile::read(path)?;
     let cases = file.cases()?;
     let mut notes = Vec::new();
     let made = file.cpu().unwrap_or("an unknown CPU");
@@ -93,7 +90,9 @@ fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {
     ] {
         match same {
             _ if !of_this => {}
-            Some(false) if can_be(isa, made) && std::env::var_os(LIMIT).is_none() => {
+            Some(false)
+                if lesser(isa).iter().any(|isa| isa.variable() == made) && std::env::var_os(LIMIT).is_none() =>
+            {
                 let mut report = in_limited_process(path, made)?;
                 report["notes"] =
                     json!([format!("made on {made}: FBGEMM was limited to it here, where it would use {isa}")]);
@@ -125,18 +124,6 @@ fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {
     Ok(json!({"file": path.display().to_string(), "notes": notes, "ops": ops}))
 }
 
-/// Whether FBGEMM, which uses `isa` here, can be limited to the lesser instruction set `made`.
-fn can_be(isa: Isa, made: &str) -> bool {
-    let lesser: &[&str] = match isa {
-        Isa::Avx2 => &[],
-        Isa::Avx512Vnni => &["AVX2", "AVX512", "AVX512_256", "AVX512_E1_256"],
-        Isa::Avx512 => &["AVX2", "AVX512_256"],
-        Isa::Avx512VnniYmm => &["AVX2", "AVX512", "AVX512_256"],
-        _ => &["AVX2"],
-    };
-    lesser.contains(&made)
-}
-
 /// This program's answer for one file with FBGEMM limited to a lesser instruction set.
 fn in_limited_process(path: &Path, isa: &str) -> Result<Value, String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
@@ -146,9 +133,8 @@ fn in_limited_process(path: &Path, isa: &str) -> Result<Value, String> {
         .env(LIMIT, isa)
         .output()
         .map_err(|e| format!("a process limited to {isa} can't be started: {e}"))?;
-    let mut report: Value = serde_json::from_slice(&output.stdout).map_err(|_| {
-        format!("a process limited to {isa} failed: {}", String::from_utf8_lossy(&output.stderr).trim())
-    })?;
+    let mut report: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|_| format!("a process limited to {isa} failed: {}", stderr(&output).trim()))?;
     match report["files"][0].take() {
         Value::Object(file) if !file.contains_key("error") => Ok(Value::Object(file)),
         other => Err(other["error"].as_str().unwrap_or("no answer").to_string()),

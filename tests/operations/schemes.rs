@@ -1,8 +1,8 @@
 //! Ways to quantize beside PyTorch's default: seven bits, a scale for each output, each row or every call.
 
-use crate::golden::bits;
+use fbgemm_testkit::compare::bits;
 use crate::properties::{Problem, check, problem};
-use crate::reference::{self, Params};
+use fbgemm_testkit::reference::{self, Params};
 use fbgemm::{Error, InputObserver, InputScheme, PortableLinear, QuantizedLinear, QuantizedWeight, WeightScheme};
 use fbgemm::{quantize_weight, quantize_weight_as};
 use proptest::prelude::*;

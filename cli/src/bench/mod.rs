@@ -1,25 +1,29 @@
 //! `fbgemm bench`: this crate against fp32 and other int8, case by case, and against the machine's own limits.
 
+mod advice;
 mod blas;
 mod contender;
 mod fp32;
 mod limits;
 mod measure;
 mod others;
+mod ours;
 mod output;
 mod plot;
+mod profile;
 mod result;
+mod runner;
 mod shapes;
 mod threads;
 
 use crate::{Exit, info};
-use fbgemm::{Advice, LayerTiming};
+use advice::{Advice, LayerTiming};
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Measured, Plan};
 use result::{Case, Machine, Run};
 use shapes::{Preset, Shape};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// This crate's name among the contenders.
 const OURS: &str = "fbgemm";
@@ -62,7 +66,7 @@ pub struct Bench {
     /// Print one line for each case and contender, comma-separated
     #[arg(long)]
     csv: bool,
-    /// Draw speed-up, time and error into this folder, as SVG and PNG
+    /// Draw speed-up, time and error into this folder, as SVG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
     /// This crate's other ways to quantize, too: in seven bits per channel and row, and in fp16
@@ -201,11 +205,9 @@ fn advice(plan: &Plan, cases: &[Case]) -> Option<Advice> {
             (&case.source, &case.layer, case.threads) == (&shape.source, &shape.names[0], plan.threads[0])
         };
         for case in cases.iter().filter(of_shape) {
-            let seconds = Duration::from_secs_f64;
-            let (int8, fp32) = (seconds(case.ours().median), seconds(case.best_fp32()?.median));
+            let speed_up = case.speed_up()?;
             let (out_features, in_features, batch) = (case.out_features, case.in_features, case.batch);
-            let timing =
-                |name: &String| LayerTiming { name: name.clone(), out_features, in_features, batch, int8, fp32 };
+            let timing = |name: &String| LayerTiming { name: name.clone(), out_features, in_features, batch, speed_up };
             timings.extend(shape.names.iter().map(timing));
         }
     }
@@ -216,6 +218,7 @@ fn advice(plan: &Plan, cases: &[Case]) -> Option<Advice> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn days_are_those_of_the_calendar() {
