@@ -2,10 +2,12 @@
 
 use crate::Exit;
 use crate::cases::{Case, CaseFile, Element};
+use crate::stdio::{complain, say};
 use fbgemm::Isa;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,10 +25,10 @@ struct Tally {
 }
 
 /// Checks the files, prints a line for each operator of each, and says how it went.
-pub fn run(files: &[PathBuf], as_json: bool) -> Exit {
+pub fn run(files: &[PathBuf], as_json: bool) -> io::Result<Exit> {
     let isa = match fbgemm::cpu_support() {
         Ok(isa) => isa,
-        Err(e) => return Exit::refused(&e),
+        Err(e) => return Ok(Exit::refused(&e)),
     };
     let (mut reports, mut bad_file, mut passed, mut failed) = (Vec::new(), false, 0, 0);
     for file in files {
@@ -37,43 +39,44 @@ pub fn run(files: &[PathBuf], as_json: bool) -> Exit {
                     failed += op["failed"].as_u64().unwrap_or(0);
                 }
                 if !as_json {
-                    print_report(&report);
+                    print_report(&report)?;
                 }
                 reports.push(report);
             }
             Err(e) => {
                 bad_file = true;
-                eprintln!("error: {}: {e}", file.display());
+                complain!("error: {}: {e}", file.display());
                 reports.push(json!({"file": file.display().to_string(), "error": e}));
             }
         }
     }
     if as_json {
-        println!("{}", json!({"isa": isa.variable(), "files": reports}));
+        say!("{}", json!({"isa": isa.variable(), "files": reports}))?;
     }
-    match (bad_file, failed == 0 && passed > 0) {
+    Ok(match (bad_file, failed == 0 && passed > 0) {
         (true, _) => Exit::BadInput,
         (_, true) => Exit::Done,
         (_, false) => Exit::CheckFailed,
-    }
+    })
 }
 
-fn print_report(report: &Value) {
+fn print_report(report: &Value) -> io::Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
     let file = text(&report["file"]);
     for note in report["notes"].as_array().into_iter().flatten() {
-        println!("{file}: note: {}", text(note));
+        say!("{file}: note: {}", text(note))?;
     }
     for op in report["ops"].as_array().into_iter().flatten() {
         for difference in op["differences"].as_array().into_iter().flatten() {
-            println!("  {}", text(difference));
+            say!("  {}", text(difference))?;
         }
-        print!("{file}: {}: {} passed, {} failed", text(&op["op"]), op["passed"], op["failed"]);
-        match op["skipped"].as_u64() {
-            Some(n) if n > 0 => println!(", {n} skipped"),
-            _ => println!(),
-        }
+        let skipped = match op["skipped"].as_u64() {
+            Some(n) if n > 0 => format!(", {n} skipped"),
+            _ => String::new(),
+        };
+        say!("{file}: {}: {} passed, {} failed{skipped}", text(&op["op"]), op["passed"], op["failed"])?;
     }
+    Ok(())
 }
 
 fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {

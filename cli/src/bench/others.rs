@@ -136,6 +136,7 @@ mod rten {
 mod onnx_runtime {
     use super::super::contender::{Contender, Entry, Layer};
     use super::onnx;
+    use crate::stdio::complain;
     use ort::AsPointer;
     use ort::environment::Environment;
     use ort::session::Session;
@@ -148,7 +149,7 @@ mod onnx_runtime {
         // One for the process: ONNX Runtime has it so.
         static ENVIRONMENT: OnceLock<Result<Environment, String>> = OnceLock::new();
         let said = |why: &String| {
-            eprintln!(
+            complain!(
                 "ONNX Runtime is left out: {why}. Have a python3 with the package onnxruntime on PATH, or name the \
                  library in ORT_DYLIB_PATH"
             );

@@ -6,6 +6,7 @@ mod fetch;
 #[path = "../../src/minilm.rs"]
 #[allow(dead_code, reason = "the program uses more of it")]
 mod minilm;
+mod output;
 mod quantize;
 
 use safetensors::tensor::{Dtype, TensorView};
