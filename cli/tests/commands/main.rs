@@ -273,32 +273,3 @@ fn demo_shows_every_linear_layer_of_a_real_model() {
     }
     assert!(answer["embedding_cosine"].as_f64().unwrap() > 0.95, "{answer}");
 }
-
-/// The commands are the README's own.
-#[test]
-fn a_copy_shipped_as_the_readme_says_runs_by_itself() {
-    let readme = std::fs::read_to_string(format!("{ROOT}/README.md")).unwrap();
-    let block = readme.split("<!-- a test runs this -->").nth(1).expect("the README has the block");
-    let script = block.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    let fresh = folder("shipped");
-    std::fs::create_dir_all(fresh.join("target/release")).unwrap();
-    std::fs::copy(PROGRAM, fresh.join("target/release/fbgemm")).unwrap();
-    let made = Command::new("sh").args(["-ec", script]).current_dir(&fresh).env_remove("LD_LIBRARY_PATH").output();
-    let made = made.unwrap();
-    assert!(made.status.success(), "{}", stderr(&made));
-
-    let elsewhere = folder("shipped-elsewhere");
-    let ship = elsewhere.join("ship");
-    std::fs::rename(fresh.join("ship"), &ship).unwrap();
-    let verified = Command::new(ship.join("fbgemm")).args(["verify", &golden("hazards-avx2")]).env_clear().output();
-    let verified = verified.unwrap();
-    assert!(verified.status.success(), "{}", stderr(&verified));
-    assert!(stdout(&verified).contains("74 passed, 0 failed"));
-    // Nothing comes from where it was built.
-    let needed = stdout(&Command::new("ldd").arg(ship.join("fbgemm")).env_remove("LD_LIBRARY_PATH").output().unwrap());
-    for line in needed.lines() {
-        let from = line.split("=> ").nth(1).unwrap_or_default();
-        let system = ["/lib", "/usr/lib"].iter().any(|s| from.starts_with(s));
-        assert!(from.is_empty() || system || Path::new(from).starts_with(&ship), "{line}");
-    }
-}
