@@ -1,3 +1,5 @@
+// Where the README's links lead here, before it: in Markdown, the first definition of a link's name counts.
+#![doc = include_str!(concat!(env!("OUT_DIR"), "/links.md"))]
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
@@ -20,6 +22,8 @@ mod layer;
 mod linear;
 mod model;
 mod packed;
+#[cfg(all(doc, not(doctest)))]
+pub mod pages;
 mod provider;
 mod range;
 mod weight;
