@@ -4,9 +4,12 @@
 //! Tests that build other crates take minutes, so `cargo test` leaves them out. They run by
 //! `cargo test --workspace -- --ignored builds_`, hence their names.
 
+mod api;
+mod documentation;
 mod fetch;
 mod providers;
 
+use std::borrow::BorrowMut;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -103,8 +106,8 @@ fn text(output: &Output) -> String {
 }
 
 /// What a command prints, which must work.
-fn run(mut command: Command) -> String {
-    let output = command.output().unwrap();
+fn run(mut command: impl BorrowMut<Command>) -> String {
+    let output = command.borrow_mut().output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     text(&output)
 }

@@ -37,14 +37,14 @@ fn assert_ships(user: &Path, variables: &[(&str, OsString)], provider: &str, nee
     std::fs::rename(user.join("ship"), fresh.join("ship")).unwrap();
     let ship = fresh.join("ship");
     let mut program = Command::new(ship.join("my-service"));
-    assert_works(&run_in(program.env_clear(), &fresh), provider);
+    assert_works(&run(program.env_clear().current_dir(&fresh)), provider);
     let libraries: Vec<_> = std::fs::read_dir(ship.join("lib")).unwrap().map(|e| e.unwrap().file_name()).collect();
     let mut libraries: Vec<&str> = libraries.iter().map(|name| name.to_str().unwrap()).collect();
     libraries.sort_unstable();
     assert_eq!(libraries, needed, "the provider's and no others");
     // Nothing comes from where it was built.
     let mut ldd = Command::new("ldd");
-    let said = run_in(ldd.arg(ship.join("my-service")).env_remove("LD_LIBRARY_PATH"), &fresh);
+    let said = run(ldd.arg(ship.join("my-service")).env_remove("LD_LIBRARY_PATH"));
     for line in said.lines() {
         let from = line.split("=> ").nth(1).unwrap_or_default();
         let system = ["/lib", "/usr/lib"].iter().any(|s| from.starts_with(s));
@@ -56,13 +56,7 @@ fn assert_ships(user: &Path, variables: &[(&str, OsString)], provider: &str, nee
     std::fs::create_dir(&stripped).unwrap();
     std::fs::copy(ship.join("my-service"), stripped.join("my-service")).unwrap();
     let mut program = Command::new(stripped.join("my-service"));
-    assert_works(&run_in(program.env_clear().env("LD_LIBRARY_PATH", ship.join("lib")), &fresh), provider);
-}
-
-fn run_in(command: &mut Command, folder: &Path) -> String {
-    let output = command.current_dir(folder).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    text(&output)
+    assert_works(&run(program.env_clear().env("LD_LIBRARY_PATH", ship.join("lib"))), provider);
 }
 
 /// One test, as the builds wait for each other anyway and each step reuses what the last one built.
