@@ -35,14 +35,13 @@ fn split(repetitions: usize) {
                 medians(
                     repetitions,
                     Duration::ZERO, // one call at a time, as requests come
-                    [
-                        &mut || layer.forward_into(&input, &mut alone).unwrap(),
-                        &mut || layer.forward_rayon(&input, &mut together).unwrap(),
-                    ],
+                    [&mut || layer.forward_into(&input, &mut alone).unwrap(), &mut || {
+                        layer.forward_rayon(&input, &mut together).unwrap()
+                    }],
                 )
             });
             assert!(alone.iter().zip(&together).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} rows of {n}x{k}");
-            let (a, b, parts) = (median(a), median(b), layer.tasks_worth(m, 2));
+            let parts = layer.tasks_worth(m, 2);
             let shape = format!("{n}x{k}");
             let faster = a.as_secs_f64() / b.as_secs_f64();
             println!("{m:>5} {shape:>11} {parts:>6} {:>12.1} {:>12.1} {faster:>7.2}x", micros(a), micros(b));
@@ -64,10 +63,9 @@ fn per_row(repetitions: usize) {
             let [a, b] = medians(
                 repetitions,
                 SAMPLE,
-                [
-                    &mut || tensor.forward_into(&input, &mut output).unwrap(),
-                    &mut || row.forward_into(&input, &mut of_row).unwrap(),
-                ],
+                [&mut || tensor.forward_into(&input, &mut output).unwrap(), &mut || {
+                    row.forward_into(&input, &mut of_row).unwrap()
+                }],
             );
             let alone: Vec<f32> = row.forward(&input[..k]).unwrap();
             assert!(alone.iter().zip(&of_row).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} rows of {n}x{k}");

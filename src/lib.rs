@@ -1,3 +1,5 @@
+// Where the README's links lead here, before it: in Markdown, the first definition of a link's name counts.
+#![doc = include_str!(concat!(env!("OUT_DIR"), "/links.md"))]
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
@@ -13,6 +15,8 @@ mod isa;
 mod model;
 mod nn;
 mod ops;
+#[cfg(all(doc, not(doctest)))]
+pub mod pages;
 mod provider;
 mod quant;
 

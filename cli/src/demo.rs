@@ -1,5 +1,6 @@
 //! `fbgemm demo`: every linear layer of a real model, int8 against fp32.
 
+use crate::stdio::{complain, print, say};
 use crate::{Exit, fetch, info, table};
 use fbgemm::{LayerReport, Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
 use fbgemm_testkit::compare::{cosine, relative_error};
@@ -7,6 +8,7 @@ use fbgemm_testkit::minilm::TEXT;
 use fbgemm_testkit::timing::medians;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::io;
 use std::time::Duration;
 
 const BATCHES: [usize; 3] = [1, 8, 32];
@@ -40,23 +42,23 @@ struct Row {
 }
 
 /// Runs it and prints the table.
-pub fn run(as_json: bool) -> Exit {
+pub fn run(as_json: bool) -> io::Result<Exit> {
     let isa = match fbgemm::cpu_support() {
         Ok(isa) => isa,
-        Err(e) => return Exit::refused(&e),
+        Err(e) => return Ok(Exit::refused(&e)),
     };
     match measure() {
         Ok((rows, tokens, similarity)) => {
             if as_json {
-                print_json(&rows, isa, tokens, similarity);
+                print_json(&rows, isa, tokens, similarity)?;
             } else {
-                print_table(&rows, isa, tokens, similarity);
+                print_table(&rows, isa, tokens, similarity)?;
             }
-            Exit::Done
+            Ok(Exit::Done)
         }
         Err(e) => {
-            eprintln!("error: {e}");
-            Exit::BadInput
+            complain!("error: {e}");
+            Ok(Exit::BadInput)
         }
     }
 }
@@ -83,7 +85,7 @@ fn measure() -> Result<(Vec<Row>, usize, f64), String> {
     let mut rows = Vec::new();
     for (((about, layer), float), (_, input)) in report.layers.iter().zip(layers).zip(&floats).zip(&inputs) {
         bar.set_message(about.name.clone());
-        rows.push(row(about, float, layer, input).map_err(|e| format!("{}: {e}", about.name))?);
+        rows.push(row(about, float, layer, input).map_err(|e| format!("{}: {}", about.name, e.chain()))?);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -91,7 +93,7 @@ fn measure() -> Result<(Vec<Row>, usize, f64), String> {
 }
 
 fn said(error: fbgemm::Error) -> String {
-    error.to_string()
+    error.chain()
 }
 
 fn row(about: &LayerReport, float: &Linear, int8: &Linear, input: &[f32]) -> fbgemm::Result<Row> {
@@ -116,18 +118,18 @@ fn row(about: &LayerReport, float: &Linear, int8: &Linear, input: &[f32]) -> fbg
     Ok(Row { name: about.name.clone(), shape: format!("{n}x{k}"), bytes, error, timings })
 }
 
-fn print_table(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) {
+fn print_table(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) -> io::Result<()> {
     let mut cells = vec![heading()];
     cells.extend(rows.iter().map(|row| row_cells(row, &row.shape)));
     cells.push(row_cells(&total(rows), ""));
-    println!("all-MiniLM-L6-v2, every linear layer: int8 by FBGEMM against fp32 by the gemm crate, one thread.");
-    println!("CPU: {}; FBGEMM uses {isa}.", info::cpu_name());
-    println!("Input rows: {SOURCE}, {tokens} tokens (the first 1, 8 and 32).");
-    println!("Times: medians of {REPETITIONS} after a warm-up, both in turn, weights warm in the caches.\n");
-    print!("{}", table::aligned(&cells, true));
-    println!("\nError: norm of int8 minus fp32, over the norm of fp32, at batch 32; in the last line, the mean.");
-    println!("MB: what a layer holds in memory, weight, bias and, in int8, offsets.");
-    println!("Sentence embedding, all layers in int8 against all in fp32: cosine similarity {similarity:.4}.");
+    say!("all-MiniLM-L6-v2, every linear layer: int8 by FBGEMM against fp32 by the gemm crate, one thread.")?;
+    say!("CPU: {}; FBGEMM uses {isa}.", info::cpu_name())?;
+    say!("Input rows: {SOURCE}, {tokens} tokens (the first 1, 8 and 32).")?;
+    say!("Times: medians of {REPETITIONS} after a warm-up, both in turn, weights warm in the caches.\n")?;
+    print(format_args!("{}", table::aligned(&cells, true)))?;
+    say!("\nError: norm of int8 minus fp32, over the norm of fp32, at batch 32; in the last line, the mean.")?;
+    say!("MB: what a layer holds in memory, weight, bias and, in int8, offsets.")?;
+    say!("Sentence embedding, all layers in int8 against all in fp32: cosine similarity {similarity:.4}.")
 }
 
 fn heading() -> Vec<String> {
@@ -164,7 +166,7 @@ fn total(rows: &[Row]) -> Row {
     }
 }
 
-fn print_json(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) {
+fn print_json(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) -> io::Result<()> {
     let entry = |row: &Row| {
         let timings = BATCHES.iter().zip(&row.timings).map(|(batch, t)| {
             json!({"batch": batch, "int8_us": t.int8.as_secs_f64() * 1e6, "fp32_us": t.fp32.as_secs_f64() * 1e6,
@@ -177,5 +179,5 @@ fn print_json(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) {
     let result = json!({"model": "all-MiniLM-L6-v2", "cpu": info::cpu_name(), "isa": isa.variable(),
         "inputs": SOURCE, "tokens": tokens, "layers": layers, "total": entry(&total(rows)),
         "embedding_cosine": similarity});
-    println!("{result}");
+    say!("{result}")
 }

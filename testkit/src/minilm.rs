@@ -111,9 +111,12 @@ impl Files {
     pub fn load(&self, checkpoint: &[u8]) -> Result<MiniLm, String> {
         let path = &self.vocabulary;
         let vocabulary = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        ModelFile::parse(checkpoint).and_then(|file| MiniLm::load(&file, &vocabulary)).map_err(|e| e.to_string())
+        ModelFile::parse(checkpoint).and_then(|file| MiniLm::load(&file, &vocabulary)).map_err(|e| e.chain())
     }
 }
+
+/// Each linear layer's name and input.
+pub type Inputs = Vec<(String, Vec<f32>)>;
 
 /// Is shown each linear layer and its input before the layer runs.
 pub type Observer<'a> = dyn FnMut(&Linear, &[f32]) + 'a;
@@ -153,7 +156,7 @@ impl MiniLm {
     ///
     /// # Errors
     /// As [`embed`](Self::embed).
-    pub fn activations(&self, tokens: &[usize]) -> fbgemm::Result<(Vec<(String, Vec<f32>)>, Vec<f32>)> {
+    pub fn activations(&self, tokens: &[usize]) -> fbgemm::Result<(Inputs, Vec<f32>)> {
         // By where each layer lies.
         let mut seen: HashMap<*const Linear, Vec<f32>> = HashMap::new();
         let embedding = self.embed(tokens, &mut |layer, x| drop(seen.insert(layer, x.to_vec())))?;

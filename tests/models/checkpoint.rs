@@ -121,7 +121,7 @@ fn what_can_not_be_quantized_names_its_layer_and_leaves_the_old_file() {
         change(&mut tensors);
         let error = quantize(&serialize(&tensors), &options, Some(&path)).unwrap_err();
         assert_eq!((names_in(&folder), std::fs::read(&path).unwrap()), (vec!["out.safetensors".into()], b"old".into()));
-        error.to_string()
+        error.chain()
     };
     let all = QuantizeOptions::new;
     let nan = refused(&|t| t[4].3[6..8].copy_from_slice(&[0xff, 0x7f]), all().include("layer.?.dense"));

@@ -68,7 +68,7 @@ fn a_changed_header_is_an_error_that_names_the_layer() {
     let refused = |change: &dyn Fn(&mut serde_json::Value)| {
         let mut header = serde_json::from_str(&header).unwrap();
         change(&mut header);
-        use_all(&with_header(&header.to_string(), data)).unwrap_err().to_string()
+        use_all(&with_header(&header.to_string(), data)).unwrap_err().chain()
     };
     let set = |tensor: &str, key: &str, value: serde_json::Value| refused(&|h| h[tensor][key] = value.clone());
     for version in ["3", "x", "", "0"] {
@@ -104,7 +104,7 @@ fn a_changed_header_is_an_error_that_names_the_layer() {
     }
     for (other, twice) in [("b.weight", "a.weight"), ("b.zero_point", "a.zero_point"), ("c.weight", "a.bias")] {
         let header = header.replace(&format!("{other:?}:"), &format!("{twice:?}:"));
-        let error = use_all(&with_header(&header, data)).unwrap_err().to_string();
+        let error = use_all(&with_header(&header, data)).unwrap_err().chain();
         assert!(error.contains(&format!("it has the name {twice:?} twice")), "{error}");
     }
 }
@@ -120,7 +120,7 @@ fn changed_numbers_are_an_error_that_names_the_layer() {
     let changed = |name: &str, bytes: &[u8]| {
         let mut file = whole.clone();
         file[place(name)..][..bytes.len()].copy_from_slice(bytes);
-        use_all(&file).unwrap_err().to_string()
+        use_all(&file).unwrap_err().chain()
     };
     for scale in [f32::NAN, f32::INFINITY, 0.0, -0.5] {
         assert_eq!(
@@ -171,7 +171,7 @@ fn sizes_that_overflow_are_an_error() {
     assert!(matches!(use_all(&with_header(&header, &[0; 8])), Err(Error::InvalidFile { .. })));
     // Empty, yet with one dimension beyond all limits.
     let header = format!(r#"{{"a.weight":{{"dtype":"F32","shape":[0,{max}],"data_offsets":[0,0]}}}}"#);
-    assert!(use_all(&with_header(&header, &[])).unwrap_err().to_string().contains("a"));
+    assert!(use_all(&with_header(&header, &[])).unwrap_err().chain().contains("a"));
     // A header longer than the file, and than any memory.
     for length in [1u64 << 62, max, 100] {
         assert!(matches!(ModelFile::parse(&length.to_le_bytes()), Err(Error::InvalidFile { .. })));
@@ -203,7 +203,7 @@ fn very_many_layers_are_read_or_refused_in_reasonable_time() {
     let parsed = ModelFile::parse(&many).unwrap();
     assert_eq!(parsed.quantized_layers().len(), 100_000);
     // Their scales are 0: the first is named, in the order of names.
-    let error = parsed.load_quantized(2).unwrap_err().to_string();
+    let error = parsed.load_quantized(2).unwrap_err().chain();
     assert_eq!(error, r#"layer "0": scale is 0, expected a positive finite number"#);
     println!("{:?}", start.elapsed());
 }

@@ -73,7 +73,7 @@ fn a_weight_that_is_not_finite_names_its_layer_and_leaves_the_model() {
     weight[9] = f32::NAN;
     model.get_mut("head").unwrap()[0] = Linear::new(weight, None, 4, 16).unwrap();
     let error = quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap_err();
-    assert_eq!(error.to_string(), r#"layer "head.0": weight[9] is NaN, expected a finite number"#);
+    assert_eq!(error.chain(), r#"layer "head.0": weight[9] is NaN, expected a finite number"#);
     assert!(model.values().flatten().all(|layer| !layer.is_quantized()));
     // It is of no matter in a layer that stays.
     quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("head.*")).unwrap();

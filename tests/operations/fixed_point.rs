@@ -2,10 +2,10 @@
 
 use crate::golden::for_each_of;
 use crate::properties::{batch, check, in_features, out_features};
-use fbgemm_testkit::random::normal;
-use fbgemm_testkit::reference::{self, Params};
 use fbgemm::{Error, PackedMatrix, QuantizedWeight, U8Params};
 use fbgemm::{linear_relu_static, linear_relu_static_into, linear_static, linear_static_into};
+use fbgemm_testkit::random::normal;
+use fbgemm_testkit::reference::{self, Params};
 use proptest::prelude::*;
 
 fn exact() -> bool {

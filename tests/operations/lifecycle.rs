@@ -1,9 +1,9 @@
 //! The packed handle: shared by threads, freed exactly once.
 
+use fbgemm::{PackedMatrix, QuantizedWeight};
 use fbgemm_testkit::compare::bits;
 use fbgemm_testkit::process::alone;
 use fbgemm_testkit::random::normal;
-use fbgemm::{PackedMatrix, QuantizedWeight};
 
 fn weight(seed: u64) -> QuantizedWeight {
     fbgemm::quantize_weight(&normal(64 * 96, seed, 0.5), 64, 96).unwrap()

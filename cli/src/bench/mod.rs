@@ -16,12 +16,14 @@ mod runner;
 mod shapes;
 mod threads;
 
+use crate::stdio::{complain, print, say};
 use crate::{Exit, info};
 use advice::{Advice, LayerTiming};
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Measured, Plan};
 use result::{Case, Machine, Run};
 use shapes::{Preset, Shape};
+use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -78,14 +80,14 @@ pub struct Bench {
 }
 
 /// Measures, and prints what was found.
-pub fn run(arguments: &Bench) -> Exit {
+pub fn run(arguments: &Bench) -> io::Result<Exit> {
     let isa = match fbgemm::cpu_support() {
         Ok(isa) => isa,
-        Err(e) => return Exit::refused(&e),
+        Err(e) => return Ok(Exit::refused(&e)),
     };
     let said = |exit: Exit| {
         move |e: String| {
-            eprintln!("error: {e}");
+            complain!("error: {e}");
             exit
         }
     };
@@ -98,25 +100,25 @@ pub fn run(arguments: &Bench) -> Exit {
         let Measured { cases, limits, interrupted } = measured.map_err(said(Exit::CheckFailed))?;
         if interrupted > 0.1 && !plan.quick {
             let share = 100.0 * interrupted;
-            eprintln!("warning: other programs interrupted {share:.0}% of the samples; this machine is not at rest");
+            complain!("warning: other programs interrupted {share:.0}% of the samples; this machine is not at rest");
         }
         let run = Run { machine: machine(&plan), limits, cases };
         let advice = arguments.model.is_some().then(|| advice(&plan, &run.cases)).flatten();
-        if arguments.json {
-            println!("{}", output::json(&run, advice.as_ref()));
+        let printed = if arguments.json {
+            say!("{}", output::json(&run, advice.as_ref()))
         } else if arguments.csv {
-            print!("{}", output::csv(&run));
+            print(format_args!("{}", output::csv(&run)))
         } else {
-            print!("{}", output::text(&run, advice.as_ref(), plan.quick));
-        }
+            print(format_args!("{}", output::text(&run, advice.as_ref(), plan.quick)))
+        };
         if let Some(folder) = &arguments.plot {
             for file in plot::draw(&run, folder).map_err(said(Exit::BadInput))? {
-                eprintln!("drawn: {}", file.display());
+                complain!("drawn: {}", file.display());
             }
         }
-        Ok(Exit::Done)
+        Ok(printed.map(|()| Exit::Done))
     });
-    result.unwrap_or_else(|exit| exit)
+    result.unwrap_or_else(Ok)
 }
 
 fn plan(arguments: &Bench, isa: fbgemm::Isa) -> Result<Plan, String> {

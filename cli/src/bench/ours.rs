@@ -31,7 +31,7 @@ pub fn schemes() -> Vec<Entry> {
     ) -> Entry {
         let make = move |layer: Layer, _, threads| {
             let contender = |layer| Ok(Box::new(Scheme { layer: make(layer)?, run }) as Box<dyn Contender>);
-            (threads == 1).then(|| contender(layer)).transpose().map_err(|e: fbgemm::Error| e.to_string())
+            (threads == 1).then(|| contender(layer)).transpose().map_err(|e: fbgemm::Error| e.chain())
         };
         Entry { name: name.to_string(), int8: true, packs: true, make: Box::new(make) }
     }
@@ -61,14 +61,13 @@ struct Scheme<T> {
 
 impl<T> Contender for Scheme<T> {
     fn run(&mut self, input: &[f32], output: &mut [f32]) -> Result<(), String> {
-        (self.run)(&self.layer, input, output).map_err(|e| e.to_string())
+        (self.run)(&self.layer, input, output).map_err(|e| e.chain())
     }
 }
 
 /// The layer as this crate quantizes it by default.
 pub fn quantized(layer: Layer) -> Result<QuantizedLinear, String> {
-    QuantizedLinear::new(layer.weight, Some(layer.bias), layer.out_features, layer.in_features)
-        .map_err(|e| e.to_string())
+    QuantizedLinear::new(layer.weight, Some(layer.bias), layer.out_features, layer.in_features).map_err(|e| e.chain())
 }
 
 struct Ours {
@@ -80,6 +79,6 @@ struct Ours {
 impl Contender for Ours {
     fn run(&mut self, input: &[f32], output: &mut [f32]) -> Result<(), String> {
         let Self { layer, tasks, crew } = self;
-        layer.forward_tasks(input, output, *tasks, |task| crew.run(task)).map_err(|e| e.to_string())
+        layer.forward_tasks(input, output, *tasks, |task| crew.run(task)).map_err(|e| e.chain())
     }
 }

@@ -21,7 +21,7 @@ impl Profiler {
 
     /// One call, split.
     pub fn call(&self, input: &[f32], output: &mut [f32]) -> Result<Profile, String> {
-        self.layer.profile(input, output).map_err(|e| e.to_string())
+        self.layer.profile(input, output).map_err(|e| e.chain())
     }
 
     /// Keeps the parts of so many calls.

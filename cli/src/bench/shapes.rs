@@ -93,7 +93,7 @@ pub fn parse(text: &str) -> Result<(usize, usize), String> {
 
 /// What `fbgemm quantize` would quantize of a checkpoint; those of one shape together, with the first one's weight.
 pub fn model(path: &Path) -> Result<Vec<Shape>, String> {
-    let about = |e: fbgemm::Error| format!("{}: {e}", path.display());
+    let about = |e: fbgemm::Error| format!("{}: {}", path.display(), e.chain());
     let bytes = quantize::map(path)?;
     let file = ModelFile::parse(&bytes).map_err(about)?;
     let report = quantize_checkpoint(&file, &QuantizeOptions::new(), None, &mut |_, _| ()).map_err(about)?;

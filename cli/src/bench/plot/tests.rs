@@ -156,7 +156,7 @@ fn keeps_texts_apart() {
         for page in drawings(&run) {
             let boxes = page.marks.iter().filter_map(|mark| match mark {
                 Mark::Text { at: (x, y), text, size, bold, anchor, .. } => {
-                    let width = page.width(text, *size, *bold);
+                    let width = width(text, *size, *bold);
                     let left = match anchor {
                         Anchor::Start => *x,
                         Anchor::Middle => x - width / 2.,
