@@ -8,6 +8,8 @@ mod env;
 mod fetch;
 #[path = "build/native.rs"]
 mod native;
+#[path = "build/pages.rs"]
+mod pages;
 #[path = "build/provider.rs"]
 mod provider;
 #[path = "build/tools.rs"]
@@ -15,18 +17,25 @@ mod tools;
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(fbgemm_linked)");
-    for path in ["build.rs", "build", "include", "src/ffi", "vendor"] {
+    for path in ["build.rs", "build", "include", "src/ffi", "vendor", "benches/plots"] {
         println!("cargo::rerun-if-changed={path}");
+    }
+    if let Err(message) = pages::write_links() {
+        fail(&message);
     }
     // Documentation needs no FBGEMM, and other targets have none: the crate then refuses at run time.
     if env::is_set("DOCS_RS") || !env::target_has_fbgemm() {
         return;
     }
     if let Err(message) = build() {
-        // One line, whatever was in the cause: cargo shows each as `error: ...`.
-        println!("cargo::error={}", message.split_whitespace().collect::<Vec<_>>().join(" "));
-        std::process::exit(1);
+        fail(&message);
     }
+}
+
+/// One line, whatever was in the cause: cargo shows each as `error: ...`.
+fn fail(message: &str) -> ! {
+    println!("cargo::error={}", message.split_whitespace().collect::<Vec<_>>().join(" "));
+    std::process::exit(1);
 }
 
 fn build() -> Result<(), String> {

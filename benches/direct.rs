@@ -4,11 +4,16 @@
 //! added. Options after `--`: `quick` (few shapes and repetitions; checks results), `rows=1,8`, `sizes=64,768`.
 
 use fbgemm::QuantizedLinear;
+use fbgemm_testkit::random::normal;
+use fbgemm_testkit::timing::medians;
 use libloading::{Library, Symbol};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+/// Shorter calls are repeated until they take about this long.
+const SAMPLE: Duration = Duration::from_micros(150);
 
 type Pack = unsafe extern "C" fn(*const i8, i32, i32) -> *mut c_void;
 type Free = unsafe extern "C" fn(*mut c_void);
@@ -62,42 +67,6 @@ impl Drop for Twin<'_> {
     }
 }
 
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..len).map(|_| next() + next() + next()).collect()
-}
-
-/// Ours over the twin's: of the medians, each repetition timing both in turn.
-fn ratio(mut ours: impl FnMut(), mut twin: impl FnMut(), repetitions: usize) -> (f64, Duration) {
-    const SAMPLE: Duration = Duration::from_micros(150);
-    let time = |f: &mut dyn FnMut(), calls: u32| {
-        let start = Instant::now();
-        (0..calls).for_each(|_| f());
-        start.elapsed() / calls
-    };
-    let warm = (0..3).map(|_| time(&mut ours, 1).max(time(&mut twin, 1))).min().unwrap();
-    let calls = (SAMPLE.as_nanos() / warm.as_nanos().max(1)) as u32 + 1;
-    let (mut a, mut b) = (Vec::new(), Vec::new());
-    for i in 0..repetitions {
-        // Each goes first in half of the turns.
-        if i % 2 == 0 {
-            a.push(time(&mut ours, calls));
-            b.push(time(&mut twin, calls));
-        } else {
-            b.push(time(&mut twin, calls));
-            a.push(time(&mut ours, calls));
-        }
-    }
-    a.sort();
-    b.sort();
-    let (a, b) = (a[repetitions / 2], b[repetitions / 2]);
-    (a.as_secs_f64() / b.as_secs_f64(), a)
-}
-
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     // `cargo test` runs it without `--bench`.
@@ -121,14 +90,14 @@ fn main() {
     let mut all = Vec::new();
     for &n in &sizes {
         for &k in &sizes {
-            let (weight, bias) = (numbers(n * k, 1), numbers(n, 2));
+            let (weight, bias) = (normal(n * k, 1, 0.5), normal(n, 2, 0.5));
             let quantized = fbgemm::quantize_weight(&weight, n, k).unwrap();
             let twin = Twin::new(&library, quantized.data(), n as i32, k as i32);
             let layer = QuantizedLinear::new(&weight, Some(&bias), n, k).unwrap();
             print!("{:>11}", format!("{n}x{k}"));
             let mut first = Duration::ZERO;
             for &m in &rows {
-                let input = numbers(m * k, 3);
+                let input = normal(m * k, 3, 0.5);
                 let (mut y, mut direct) = (vec![0f32; m * n], vec![0f32; m * n]);
                 let (scale, zero_point) = (quantized.scale(), quantized.zero_point());
                 // SAFETY: the buffers have the lengths that m, n and k say, as above.
@@ -140,8 +109,12 @@ fn main() {
                 run(&mut direct);
                 layer.forward_into(&input, &mut y).unwrap();
                 assert!(y.iter().zip(&direct).all(|(a, b)| a.to_bits() == b.to_bits()), "{m} rows of {n}x{k} differ");
-                let ours = || layer.forward_into(&input, &mut y).unwrap();
-                let (ratio, time) = ratio(ours, || run(&mut direct), repetitions);
+                let [time, of_twin] = medians(
+                    repetitions,
+                    SAMPLE,
+                    [&mut || layer.forward_into(&input, &mut y).unwrap(), &mut || run(&mut direct)],
+                );
+                let ratio = time.as_secs_f64() / of_twin.as_secs_f64();
                 all.push((ratio, m, n, k));
                 first = if first.is_zero() { time } else { first };
                 print!("{ratio:>8.3}");

@@ -4,20 +4,19 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fbgemm::{Linear, ModelFile, QuantizeOptions, QuantizedLinear, quantize_linear_modules, quantize_weight};
+use fbgemm_testkit::compare::relative_error;
+use fbgemm_testkit::random::normal;
+use fbgemm_testkit::reference::linear_f64;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
 const SHAPES: [(usize, usize); 3] = [(64, 64), (384, 1536), (1024, 1024)];
 
-fn numbers(len: usize, seed: usize) -> Vec<f32> {
-    (0..len).map(|i| ((i + seed) * 2_654_435_761 % 1021) as f32 / 510.0 - 1.0).collect()
-}
-
 /// ‖W − scale·(q − zero_point)‖∞ is at most half a step, but for rounding.
 fn quantize(c: &mut Criterion) {
     let mut group = c.benchmark_group("quantize_weight");
     for (n, k) in SHAPES {
-        let weight = numbers(n * k, 1);
+        let weight = normal(n * k, 1, 0.5);
         let q = quantize_weight(&weight, n, k).unwrap();
         let real = |q8: i8| q.scale() * (i32::from(q8) - q.zero_point()) as f32;
         assert!(weight.iter().zip(q.data()).all(|(w, &q8)| (w - real(q8)).abs() < 0.51 * q.scale()));
@@ -29,7 +28,7 @@ fn quantize(c: &mut Criterion) {
 fn pack(c: &mut Criterion) {
     let mut group = c.benchmark_group("pack_matrix");
     for (n, k) in SHAPES {
-        let q = quantize_weight(&numbers(n * k, 1), n, k).unwrap();
+        let q = quantize_weight(&normal(n * k, 1, 0.5), n, k).unwrap();
         assert_eq!(q.pack().unwrap().unpack().unwrap(), q.data());
         group.throughput(Throughput::Bytes((n * k) as u64));
         group
@@ -40,12 +39,12 @@ fn pack(c: &mut Criterion) {
 fn linear(c: &mut Criterion) {
     let mut group = c.benchmark_group("linear");
     for (n, k) in SHAPES {
-        let (weight, bias) = (numbers(n * k, 1), numbers(n, 2));
+        let (weight, bias) = (normal(n * k, 1, 0.5), normal(n, 2, 0.5));
         let q = quantize_weight(&weight, n, k).unwrap();
         let packed = q.pack().unwrap();
         let layer = QuantizedLinear::new(&weight, Some(&bias), n, k).unwrap();
         for m in [1, 8, 64] {
-            let input = numbers(m * k, 3);
+            let input = normal(m * k, 3, 0.5);
             let mut output = vec![0f32; m * n];
             layer.forward_into(&input, &mut output).unwrap();
             check(&weight, &bias, &input, &output, k);
@@ -62,35 +61,25 @@ fn linear(c: &mut Criterion) {
     }
 }
 
-/// Against float64: within a few percent of the largest output.
+/// Against float64.
 fn check(weight: &[f32], bias: &[f32], input: &[f32], output: &[f32], k: usize) {
-    let exact: Vec<f64> = input
-        .chunks(k)
-        .flat_map(|row| {
-            weight.chunks(k).zip(bias).map(move |(w, &b)| {
-                w.iter().zip(row).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>() + f64::from(b)
-            })
-        })
-        .collect();
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let error = norm(&mut exact.iter().zip(output).map(|(e, y)| e - f64::from(*y)));
-    let size = norm(&mut exact.iter().copied());
+    let error = relative_error(output, &linear_f64(input, weight, k, bias));
     // On CPUs without VNNI sums of two products are clamped, which is PyTorch's answer there, too.
     let bound = if fbgemm::cpu_support().unwrap().sums_pairs_exactly() { 0.05 } else { 0.6 };
-    assert!(error < bound * size, "relative error {}", error / size);
+    assert!(error < bound, "relative error {error}");
 }
 
 /// A model of 12 layers from a file's bytes to packed layers, by one thread and by two.
 fn load(c: &mut Criterion) {
     let (n, k) = (768, 768);
-    let layer = |i| Linear::new(numbers(n * k, i), Some(numbers(n, i)), n, k).unwrap();
+    let layer = |i| Linear::new(normal(n * k, i, 0.5), Some(normal(n, i, 0.5)), n, k).unwrap();
     let mut model: BTreeMap<String, Linear> = (0..12).map(|i| (format!("layer.{i}"), layer(i))).collect();
     quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap();
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench.safetensors");
     fbgemm::save_linear_modules(&model, &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let loaded = ModelFile::parse(&bytes).unwrap().load_quantized(2).unwrap();
-    let input = numbers(k, 3);
+    let input = normal(k, 3, 0.5);
     for (name, layer) in &loaded {
         assert_eq!(layer.forward(&input), model[name].forward(&input));
     }

@@ -1,22 +1,20 @@
-//! What a service sees: one call on two threads, requests on two threads, the first call with and without `warm_up`.
+//! What a service sees: one call on two threads, requests on two threads, inputs per row and in other number types, the
+//! first call with and without `warm_up`.
 //!
 //! `cargo bench --bench service`; `quick` after `--` for few repetitions, which checks results alone.
 
-use fbgemm::{InputScheme, QuantizedLinear};
+use fbgemm::{Element, InputScheme, QuantizedLinear};
+use fbgemm_testkit::random::normal;
+use fbgemm_testkit::timing::{median, medians, time};
+use half::{bf16, f16};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-fn numbers(len: usize, seed: usize) -> Vec<f32> {
-    (0..len).map(|i| ((i + seed) * 2_654_435_761 % 1021) as f32 / 510.0 - 1.0).collect()
-}
+/// Shorter calls are repeated until they take about this long.
+const SAMPLE: Duration = Duration::from_micros(50);
 
 fn layer(n: usize, k: usize) -> QuantizedLinear {
-    QuantizedLinear::new(&numbers(n * k, 1), Some(&numbers(n, 2)), n, k).unwrap()
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+    QuantizedLinear::new(&normal(n * k, 1, 0.5), Some(&normal(n, 2, 0.5)), n, k).unwrap()
 }
 
 fn micros(time: Duration) -> f64 {
@@ -31,23 +29,19 @@ fn split(repetitions: usize) {
     for (n, k) in [(64, 64), (384, 384), (1536, 384), (1024, 1024), (4096, 1024), (4096, 4096)] {
         let layer = layer(n, k);
         for m in [1, 8, 64, 128] {
-            let input = numbers(m * k, 3);
+            let input = normal(m * k, 3, 0.5);
             let (mut alone, mut together) = (vec![0f32; m * n], vec![0f32; m * n]);
-            let (mut a, mut b) = (Vec::new(), Vec::new());
-            pool.install(|| {
-                for i in 0..=repetitions {
-                    let start = Instant::now();
-                    layer.forward_into(&input, &mut alone).unwrap();
-                    let middle = Instant::now();
-                    layer.forward_rayon(&input, &mut together).unwrap();
-                    if i > 0 {
-                        a.push(middle - start);
-                        b.push(middle.elapsed());
-                    }
-                }
+            let [a, b] = pool.install(|| {
+                medians(
+                    repetitions,
+                    Duration::ZERO, // one call at a time, as requests come
+                    [&mut || layer.forward_into(&input, &mut alone).unwrap(), &mut || {
+                        layer.forward_rayon(&input, &mut together).unwrap()
+                    }],
+                )
             });
             assert!(alone.iter().zip(&together).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} rows of {n}x{k}");
-            let (a, b, parts) = (median(a), median(b), layer.tasks_worth(m, 2));
+            let parts = layer.tasks_worth(m, 2);
             let shape = format!("{n}x{k}");
             let faster = a.as_secs_f64() / b.as_secs_f64();
             println!("{m:>5} {shape:>11} {parts:>6} {:>12.1} {:>12.1} {faster:>7.2}x", micros(a), micros(b));
@@ -63,35 +57,54 @@ fn per_row(repetitions: usize) {
         let tensor = layer(n, k);
         let row = tensor.with_input(InputScheme::new().per_row());
         for m in [1, 8, 32, 128] {
-            let input = numbers(m * k, 3);
+            let input = normal(m * k, 3, 0.5);
             let mut output = vec![0f32; m * n];
-            let (mut a, mut b) = (Vec::new(), Vec::new());
-            for i in 0..=repetitions {
-                let start = Instant::now();
-                (0..4).for_each(|_| tensor.forward_into(&input, &mut output).unwrap());
-                let middle = Instant::now();
-                (0..4).for_each(|_| row.forward_into(&input, &mut output).unwrap());
-                if i > 0 {
-                    a.push((middle - start) / 4);
-                    b.push(middle.elapsed() / 4);
-                }
-            }
+            let mut of_row = output.clone();
+            let [a, b] = medians(
+                repetitions,
+                SAMPLE,
+                [&mut || tensor.forward_into(&input, &mut output).unwrap(), &mut || {
+                    row.forward_into(&input, &mut of_row).unwrap()
+                }],
+            );
             let alone: Vec<f32> = row.forward(&input[..k]).unwrap();
-            assert!(alone.iter().zip(&output).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} rows of {n}x{k}");
-            let (a, b) = (median(a), median(b));
+            assert!(alone.iter().zip(&of_row).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} rows of {n}x{k}");
             let takes = b.as_secs_f64() / a.as_secs_f64();
             println!("{m:>5} {:>11} {:>14.1} {:>12.1} {takes:>7.2}x", format!("{n}x{k}"), micros(a), micros(b));
         }
     }
 }
 
+/// Inputs and outputs in the other number types against f32, in turn.
+fn types(repetitions: usize) {
+    const ROWS: usize = 128;
+    let (n, k) = (1536, 384);
+    let layer = layer(n, k);
+    let input = normal(ROWS * k, 3, 0.5);
+    fn call<T: Element + Clone>(layer: &QuantizedLinear, input: Vec<T>, zero: T, outputs: usize) -> impl FnMut() {
+        let (layer, mut output) = (layer.clone(), vec![zero; outputs]);
+        move || layer.forward_into(&input, &mut output).unwrap()
+    }
+    let outputs = ROWS * n;
+    let mut floats = call(&layer, input.clone(), 0f32, outputs);
+    let mut doubles = call(&layer, input.iter().map(|&x| f64::from(x)).collect(), 0f64, outputs);
+    let mut halves = call(&layer, input.iter().map(|&x| f16::from_f32(x)).collect(), f16::ZERO, outputs);
+    let mut brains = call(&layer, input.iter().map(|&x| bf16::from_f32(x)).collect(), bf16::ZERO, outputs);
+    let times = medians(repetitions, SAMPLE, [&mut floats, &mut doubles, &mut halves, &mut brains]);
+    println!("\nOther number types against f32, {ROWS} rows of {n}x{k} (medians of {repetitions}, in turn)");
+    for (name, time) in ["f32", "f64", "f16", "bf16"].into_iter().zip(times) {
+        let takes = time.as_secs_f64() / times[0].as_secs_f64();
+        println!("{name:>5} {:>12.1} us {takes:>7.2}x", micros(time));
+    }
+}
+
 /// Requests a second on one shared layer, by one thread and by two.
-fn throughput(time: Duration) {
-    println!("\nRequests on one shared layer, each thread its own requests ({time:?} each)");
+fn throughput(period: Duration) {
+    println!("\nRequests on one shared layer, each thread its own requests ({period:?} each)");
     println!("{:>5} {:>11} {:>14} {:>14} {:>8}", "rows", "out x in", "1 thread/s", "2 threads/s", "more");
     for (m, n, k) in [(1, 64, 64), (1, 384, 1536), (8, 1024, 1024), (32, 768, 3072)] {
         let layer = layer(n, k);
-        let input = numbers(m * k, 3);
+        let input = normal(m * k, 3, 0.5);
         let expected: Vec<f32> = layer.forward(&input).unwrap();
         let run = |threads: usize| {
             let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -108,10 +121,10 @@ fn throughput(time: Duration) {
                         count.fetch_add(done, Ordering::Relaxed);
                     });
                 }
-                std::thread::sleep(time);
+                std::thread::sleep(period);
                 stop.store(true, Ordering::Relaxed);
             });
-            count.into_inner() as f64 / time.as_secs_f64()
+            count.into_inner() as f64 / period.as_secs_f64()
         };
         let (one, two) = (run(1), run(2));
         let shape = format!("{n}x{k}");
@@ -125,11 +138,9 @@ fn first_calls() {
     println!("\nThe first call with a number of rows, 384x1536");
     let layer = layer(384, 1536);
     let timed = |m: usize| {
-        let input = numbers(m * 1536, 3);
+        let input = normal(m * 1536, 3, 0.5);
         let mut output = vec![0f32; m * 384];
-        let start = Instant::now();
-        layer.forward_into(&input, &mut output).unwrap();
-        start.elapsed()
+        time(1, || layer.forward_into(&input, &mut output).unwrap())
     };
     // Each of these is the only one to use its kernel before.
     let (cold, warmed) = ([3, 5, 9, 11, 13, 15, 17], [4, 6, 10, 12, 14, 16, 18]);
@@ -149,9 +160,8 @@ fn first_calls() {
         let (first, later): (Vec<_>, Vec<_>) = times.unzip();
         (micros(median(first)), micros(median(later)))
     };
-    let start = Instant::now();
-    layer.warm_up([1]).unwrap();
-    println!("{:>24} {:>12.1} us", "very first, one row", micros(start.elapsed()));
+    let first = time(1, || layer.warm_up([1]).unwrap());
+    println!("{:>24} {:>12.1} us", "very first, one row", micros(first));
     for (name, (first, later)) in [("cold", one(&cold, false)), ("after warm_up", one(&warmed, true))] {
         println!("{name:>24} {first:>12.1} us, later calls {later:.1} us");
     }
@@ -164,5 +174,6 @@ fn main() {
     first_calls();
     split(if quick { 3 } else { 101 });
     per_row(if quick { 3 } else { 101 });
+    types(if quick { 3 } else { 101 });
     throughput(Duration::from_millis(if quick { 20 } else { 500 }));
 }

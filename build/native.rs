@@ -85,7 +85,6 @@ pub fn link(provider: &Provider, built: &Built) -> Result<(), String> {
     let out = env::out_dir();
     println!("cargo::rustc-link-search=native={}", out.join("lib").display());
     println!("cargo::rustc-link-lib=static=fbgemm_bridge");
-    let mut folders: Vec<&Path> = Vec::new();
     for library in &built.libraries {
         let name = library.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let stem = name.strip_prefix("lib").unwrap_or(name);
@@ -95,17 +94,20 @@ pub fn link(provider: &Provider, built: &Built) -> Result<(), String> {
             (_, Some(stem)) => println!("cargo::rustc-link-lib=dylib={stem}"),
             _ => return Err(format!("{} is neither a .a nor a .so library", library.display())),
         }
-        folders.extend(library.parent().filter(|folder| !folders.contains(folder)));
     }
-    let shared: Vec<PathBuf> = folders_at_run_time(&built.libraries);
-    for (i, folder) in folders.iter().enumerate() {
+    let shared = folders_at_run_time(&built.libraries);
+    for (i, folder) in shared.iter().filter(|folder| !is_the_systems(folder)).enumerate() {
         // Cargo puts link folders on the library path of `cargo run` and `cargo test` of any dependent crate if
-        // they are inside the target folder, hence the links. Being links to folders, `$ORIGIN/..` in the
-        // libraries' own run paths still leads to where they really are.
+        // they are inside the target folder, hence the links; README, "Shipping a binary", knows them by this name.
+        // Being links to folders, `$ORIGIN/..` in the libraries' own run paths still leads to where they really are.
         let link = out.join(format!("provider-{i}"));
         let _ = std::fs::remove_file(&link);
         std::os::unix::fs::symlink(folder, &link).map_err(|e| format!("{}: {e}", link.display()))?;
         println!("cargo::rustc-link-search=native={}", link.display());
+    }
+    let folders = folders_of(built.libraries.iter());
+    for folder in &folders {
+        println!("cargo::rustc-link-search=native={}", folder.display());
     }
     if built.libraries.iter().any(|library| library.extension().is_some_and(|e| e == "a")) {
         println!("cargo::rustc-link-lib=dylib=gomp"); // FBGEMM's radix sort; dropped where the linker drops that
@@ -119,7 +121,7 @@ pub fn link(provider: &Provider, built: &Built) -> Result<(), String> {
     println!("cargo::rustc-env=FBGEMM_RS_PROVIDER_ROOT={}", provider.root.display());
     println!("cargo::metadata=root={}", provider.root.display());
     println!("cargo::metadata=include={}", provider.include().display());
-    println!("cargo::metadata=lib_dir={}", folders.first().unwrap_or(&provider.root.as_path()).display());
+    println!("cargo::metadata=lib_dir={}", folders.first().unwrap_or(&provider.root).display());
     println!("cargo::metadata=version={}", built.version);
     println!("cargo::metadata=provider={}", provider.name);
     // A dependent's rpath, one key each: the number of folders first.
@@ -130,26 +132,35 @@ pub fn link(provider: &Provider, built: &Built) -> Result<(), String> {
     Ok(())
 }
 
-/// Folders where the executable must find shared libraries: those of the libraries themselves, and, where one is
-/// a linker script, those of the files that it names.
-fn folders_at_run_time(libraries: &[PathBuf]) -> Vec<PathBuf> {
+/// The folders of these files, each once.
+fn folders_of<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
-    let mut add = |folder: Option<&Path>| {
-        if let Some(folder) = folder.filter(|f| !folders.iter().any(|known| known == f)) {
+    for folder in files.filter_map(|file| file.parent()) {
+        if !folders.iter().any(|known| known == folder) {
             folders.push(folder.to_path_buf());
-        }
-    };
-    for library in libraries.iter().filter(|library| library.extension().is_some_and(|e| e == "so")) {
-        add(library.parent());
-        let small = std::fs::metadata(library).is_ok_and(|m| m.len() < 64 * 1024);
-        if let Some(script) = small.then(|| std::fs::read_to_string(library).ok()).flatten() {
-            for word in script.split(|c: char| c.is_whitespace() || "(),\"".contains(c)) {
-                let named = Path::new(word);
-                if named.is_absolute() && named.is_file() {
-                    add(named.parent());
-                }
-            }
         }
     }
     folders
+}
+
+/// Folders where the executable must find shared libraries: those of the libraries themselves, and, where one is
+/// a linker script, those of the files that it names.
+fn folders_at_run_time(libraries: &[PathBuf]) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    for library in libraries.iter().filter(|library| library.extension().is_some_and(|e| e == "so")) {
+        files.push(library.clone());
+        let small = std::fs::metadata(library).is_ok_and(|m| m.len() < 64 * 1024);
+        if let Some(script) = small.then(|| std::fs::read_to_string(library).ok()).flatten() {
+            let words = script.split(|c: char| c.is_whitespace() || "(),\"".contains(c)).map(PathBuf::from);
+            files.extend(words.filter(|word| word.is_absolute() && word.is_file()));
+        }
+    }
+    folders_of(files.iter())
+}
+
+/// Whether the loader looks there by itself. Such a folder holds the C library, too, which no program ships.
+fn is_the_systems(folder: &Path) -> bool {
+    const LOOKED_IN: [&str; 6] =
+        ["/lib", "/lib64", "/lib/x86_64-linux-gnu", "/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu"];
+    LOOKED_IN.iter().any(|system| folder == Path::new(system))
 }

@@ -1,10 +1,13 @@
+// Where the README's links lead here, before it: in Markdown, the first definition of a link's name counts.
+#![doc = include_str!(concat!(env!("OUT_DIR"), "/links.md"))]
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
 // So that the derive's `::fbgemm` paths also hold in this crate's own documentation tests and examples.
 extern crate self as fbgemm;
 
-// From the ground up: each floor imports only from those above it in this list, which a test checks.
+// From the ground up: isa, error, ffi (of which cpu and provider ask the library), quant, ops, nn, model. Each floor imports
+// only from those below it, which a test checks (tests/operations/layout.rs).
 mod cpu;
 mod error;
 #[allow(unsafe_code)]
@@ -13,6 +16,8 @@ mod isa;
 mod model;
 mod nn;
 mod ops;
+#[cfg(all(doc, not(doctest)))]
+pub mod pages;
 mod provider;
 mod quant;
 

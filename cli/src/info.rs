@@ -1,15 +1,18 @@
 //! `fbgemm info`: which FBGEMM this is, and what it uses on this CPU.
 
 use crate::Exit;
+use crate::stdio::say;
+use fbgemm_testkit::process::LIMIT;
 use serde_json::json;
+use std::io::Result;
 
 /// Prints it; the exit says whether the CPU is supported.
-pub fn run(as_json: bool) -> Exit {
+pub fn run(as_json: bool) -> Result<Exit> {
     let support = fbgemm::cpu_support();
     let provider = fbgemm::provider();
-    let limit = std::env::var("FBGEMM_ENABLE_INSTRUCTIONS").ok();
+    let limit = std::env::var(LIMIT).ok();
     if as_json {
-        println!(
+        say!(
             "{}",
             json!({
                 "version": env!("CARGO_PKG_VERSION"),
@@ -24,35 +27,35 @@ pub fn run(as_json: bool) -> Exit {
                 "limited_to": limit,
                 "error": support.as_ref().err().map(|e| e.to_string()),
             })
-        );
+        )?;
     } else {
-        let line = |name: &str, value: &str| println!("{name:<16} {value}");
-        line("fbgemm crate", env!("CARGO_PKG_VERSION"));
+        let line = |name: &str, value: &str| say!("{name:<16} {value}");
+        line("fbgemm crate", env!("CARGO_PKG_VERSION"))?;
         match &provider {
             Some(p) => {
                 let version = if p.version == "unknown" { "unknown (its headers are not 1.7.0's)" } else { p.version };
-                line("FBGEMM", version);
-                line("provider", &format!("{} ({})", p.name, p.root));
-                line("library", &p.library);
+                line("FBGEMM", version)?;
+                line("provider", &format!("{} ({})", p.name, p.root))?;
+                line("library", &p.library)?;
             }
-            None => line("FBGEMM", "none in this build"),
+            None => line("FBGEMM", "none in this build")?,
         }
-        line("CPU", &cpu_name());
-        line("it has", &cpu_features().join(", "));
+        line("CPU", &cpu_name())?;
+        line("it has", &cpu_features().join(", "))?;
         match &support {
             Ok(isa) => {
                 let sums = if isa.sums_pairs_exactly() { "exact" } else { "clamped to 16 bits, as PyTorch's here" };
-                line("FBGEMM uses", &format!("{isa} (sums of two products: {sums})"));
+                line("FBGEMM uses", &format!("{isa} (sums of two products: {sums})"))?;
             }
-            Err(_) => line("FBGEMM uses", "nothing: see the error"),
+            Err(_) => line("FBGEMM uses", "nothing: see the error")?,
         }
         if let Some(limit) = limit {
-            line("limited by", &format!("FBGEMM_ENABLE_INSTRUCTIONS={limit}"));
+            line("limited by", &format!("{LIMIT}={limit}"))?;
         }
     }
     match support {
-        Ok(_) => Exit::Done,
-        Err(e) => Exit::refused(&e),
+        Ok(_) => Ok(Exit::Done),
+        Err(e) => Ok(Exit::refused(&e)),
     }
 }
 

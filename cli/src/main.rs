@@ -1,22 +1,26 @@
 //! The command `fbgemm`.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they panic; `stdio` has what does not
+
 mod bench;
-mod cases;
 mod demo;
 mod fetch;
 mod info;
-mod minilm;
 mod quantize;
+mod stdio;
 mod table;
 mod verify;
 
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
+use stdio::complain;
 
 /// FBGEMM's int8 linear layers: shown at work, and checked against PyTorch.
 ///
-/// Exit codes: 0 done; 1 a check did not hold; 2 bad usage or bad input; 3 this CPU is not supported.
+/// Exit codes: 0 done; 1 a check did not hold; 2 bad usage, bad input, or an answer that could not be written; 3 this
+/// CPU is not supported.
 #[derive(Parser)]
 #[command(name = "fbgemm", version)]
 struct Arguments {
@@ -24,13 +28,9 @@ struct Arguments {
     command: Subcommands,
 }
 
+// In the order of use, which `--help` keeps.
 #[derive(Subcommand)]
 enum Subcommands {
-    /// Time layers in int8 against fp32 and this machine's limits, results checked
-    ///
-    /// Contenders are this crate; the crates gemm and matrixmultiply; MKL, OpenBLAS or BLIS where the machine has one
-    /// (or FBGEMM_RS_BLAS names its library). All run in turn, on pinned threads.
-    Bench(bench::Bench),
     /// Quantize, pack and run every linear layer of a real model (all-MiniLM-L6-v2), against fp32
     ///
     /// Fetches the model once, 83.5 MB, checked against a pinned hash.
@@ -69,6 +69,11 @@ enum Subcommands {
         #[arg(long)]
         json: bool,
     },
+    /// Time layers in int8 against fp32 and this machine's limits, results checked
+    ///
+    /// Contenders are this crate; the crates gemm and matrixmultiply; MKL, OpenBLAS or BLIS where the machine has one
+    /// (or FBGEMM_RS_BLAS names its library). All run in turn, on pinned threads.
+    Bench(bench::Bench),
 }
 
 /// How the command ended; the number is the exit code.
@@ -78,7 +83,7 @@ pub enum Exit {
     Done = 0,
     /// A check did not hold.
     CheckFailed = 1,
-    /// Bad usage or bad input.
+    /// Bad usage, bad input, or an answer that could not be written.
     BadInput = 2,
     /// This CPU is not supported.
     UnsupportedCpu = 3,
@@ -87,7 +92,7 @@ pub enum Exit {
 impl Exit {
     /// Prints an error of the library and gives its exit code.
     fn refused(error: &fbgemm::Error) -> Self {
-        eprintln!("error: {error}");
+        complain!("error: {}", error.chain());
         match error {
             fbgemm::Error::UnsupportedCpu { .. } | fbgemm::Error::UnsupportedTarget { .. } => Exit::UnsupportedCpu,
             _ => Exit::BadInput,
@@ -102,12 +107,25 @@ impl Termination for Exit {
 }
 
 fn main() -> Exit {
-    match Arguments::parse().command {
-        Subcommands::Bench(arguments) => bench::run(&arguments),
+    let result = match Arguments::try_parse() {
+        Ok(arguments) => run(arguments.command),
+        Err(usage) if usage.use_stderr() => usage.exit(),
+        Err(help) => stdio::unless_closed(help.print().and_then(|()| std::io::stdout().flush())).map(|()| Exit::Done),
+    };
+    result.unwrap_or_else(|e| {
+        complain!("error: standard output: {e}");
+        Exit::BadInput
+    })
+}
+
+/// The command's exit, or why its answer could not be written.
+fn run(command: Subcommands) -> std::io::Result<Exit> {
+    match command {
         Subcommands::Demo { json } => demo::run(json),
         Subcommands::Info { json } => info::run(json),
         Subcommands::Quantize(arguments) => quantize::run(&arguments),
         Subcommands::Inspect { file, json } => quantize::inspect(&file, json),
         Subcommands::Verify { files, json } => verify::run(&files, json),
+        Subcommands::Bench(arguments) => bench::run(&arguments),
     }
 }

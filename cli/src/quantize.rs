@@ -1,5 +1,6 @@
 //! `fbgemm quantize` and `fbgemm inspect`: checkpoints on disk.
 
+use crate::stdio::{complain, print, say};
 use crate::{Exit, table};
 use fbgemm::{InputScheme, ModelFile, QuantizeOptions, QuantizeReport, WeightScheme, quantize_checkpoint};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -7,6 +8,7 @@ use memmap2::Mmap;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What to quantize, and where to.
@@ -53,7 +55,7 @@ pub struct Quantize {
 }
 
 /// Quantizes and prints the report.
-pub fn run(arguments: &Quantize) -> Exit {
+pub fn run(arguments: &Quantize) -> io::Result<Exit> {
     let weights = WeightScheme::new();
     let weights = if arguments.reduced { weights.reduced_range() } else { weights };
     let weights = if arguments.per_channel { weights.per_channel() } else { weights };
@@ -67,7 +69,7 @@ pub fn run(arguments: &Quantize) -> Exit {
     options = arguments.exclude.iter().fold(options, QuantizeOptions::exclude);
     let output = arguments.output.as_deref().filter(|_| !arguments.dry_run);
     if let Err(e) = fbgemm::cpu_support() {
-        return Exit::refused(&e);
+        return Ok(Exit::refused(&e));
     }
     let result = map(&arguments.input).and_then(|bytes| {
         let file = ModelFile::parse(&bytes).map_err(|e| about(&arguments.input, &e))?;
@@ -78,34 +80,32 @@ pub fn run(arguments: &Quantize) -> Exit {
             bar.set_position(done as u64);
         });
         bar.finish_and_clear();
-        Ok((report.map_err(|e| e.to_string())?, bytes.len()))
+        Ok((report.map_err(|e| e.chain())?, bytes.len()))
     });
     let (report, before) = match result {
         Ok(result) => result,
         Err(e) => {
-            eprintln!("error: {e}");
-            return Exit::BadInput;
+            complain!("error: {e}");
+            return Ok(Exit::BadInput);
         }
     };
     let after = output.and_then(|path| Some(path.metadata().ok()?.len()));
     if arguments.json {
-        println!("{}", as_json(&report, before, after));
+        say!("{}", as_json(&report, before, after))?;
     } else {
-        print!("{report}");
-        println!(
-            "\nMB: of the file. Error: of the weight, relative. Saturating: pairs of weights that can leave 16 bits"
-        );
-        println!("on CPUs without VNNI.");
+        print(format_args!("{report}"))?;
+        say!("\nMB: of the file. Error: of the weight, relative. Saturating: pairs of weights that can leave 16 bits")?;
+        say!("on CPUs without VNNI.")?;
         let mb = |bytes: f64| bytes / 1e6;
         match (output, after) {
             (Some(path), Some(after)) => {
                 let (before, after) = (mb(before as f64), mb(after as f64));
-                println!("{}: {after:.1} MB, from {before:.1} MB.", path.display());
+                say!("{}: {after:.1} MB, from {before:.1} MB.", path.display())?;
             }
-            _ => println!("Nothing written."),
+            _ => say!("Nothing written.")?,
         }
     }
-    Exit::Done
+    Ok(Exit::Done)
 }
 
 fn as_json(report: &QuantizeReport, before: usize, after: Option<u64>) -> Value {
@@ -126,19 +126,19 @@ fn as_json(report: &QuantizeReport, before: usize, after: Option<u64>) -> Value 
 }
 
 /// Prints what is in a file.
-pub fn inspect(path: &Path, as_json: bool) -> Exit {
+pub fn inspect(path: &Path, as_json: bool) -> io::Result<Exit> {
     let result = map(path).and_then(|bytes| {
         let file = ModelFile::parse(&bytes).map_err(|e| about(path, &e))?;
         describe(&file, bytes.len(), as_json).map_err(|e| about(path, &e))
     });
     match result {
         Ok(text) => {
-            println!("{}", text.trim_end());
-            Exit::Done
+            say!("{}", text.trim_end())?;
+            Ok(Exit::Done)
         }
         Err(e) => {
-            eprintln!("error: {e}");
-            Exit::BadInput
+            complain!("error: {e}");
+            Ok(Exit::BadInput)
         }
     }
 }
@@ -224,12 +224,12 @@ fn spread<T: PartialOrd>(values: &[T], show: impl Fn(&T) -> String) -> String {
 }
 
 fn about(path: &Path, error: &fbgemm::Error) -> String {
-    format!("{}: {error}", path.display())
+    format!("{}: {}", path.display(), error.chain())
 }
 
 /// The file's bytes, without reading it into memory.
 pub fn map(path: &Path) -> Result<Mmap, String> {
-    let io = |e: std::io::Error| format!("{}: {e}", path.display());
+    let io = |e: io::Error| format!("{}: {e}", path.display());
     let file = File::open(path).map_err(io)?;
     // SAFETY: the bytes must not change while they are mapped, which nobody can promise for a file; as with every
     // program that maps its input, the user upholds it by not writing to the checkpoint meanwhile.

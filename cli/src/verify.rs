@@ -1,16 +1,16 @@
 //! `fbgemm verify`: PyTorch's cases through the public API, compared bit for bit.
 
 use crate::Exit;
-use crate::cases::{Case, CaseFile, Element};
+use crate::stdio::{complain, say};
 use fbgemm::Isa;
+use fbgemm_testkit::cases::{Case, CaseFile, Element};
+use fbgemm_testkit::process::{LIMIT, lesser, stderr};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// FBGEMM reads it once, so another value takes another process.
-const LIMIT: &str = "FBGEMM_ENABLE_INSTRUCTIONS";
 
 /// How an operator's cases of one file came out.
 #[derive(Default)]
@@ -23,10 +23,10 @@ struct Tally {
 }
 
 /// Checks the files, prints a line for each operator of each, and says how it went.
-pub fn run(files: &[PathBuf], as_json: bool) -> Exit {
+pub fn run(files: &[PathBuf], as_json: bool) -> io::Result<Exit> {
     let isa = match fbgemm::cpu_support() {
         Ok(isa) => isa,
-        Err(e) => return Exit::refused(&e),
+        Err(e) => return Ok(Exit::refused(&e)),
     };
     let (mut reports, mut bad_file, mut passed, mut failed) = (Vec::new(), false, 0, 0);
     for file in files {
@@ -37,48 +37,48 @@ pub fn run(files: &[PathBuf], as_json: bool) -> Exit {
                     failed += op["failed"].as_u64().unwrap_or(0);
                 }
                 if !as_json {
-                    print_report(&report);
+                    print_report(&report)?;
                 }
                 reports.push(report);
             }
             Err(e) => {
                 bad_file = true;
-                eprintln!("error: {}: {e}", file.display());
+                complain!("error: {}: {e}", file.display());
                 reports.push(json!({"file": file.display().to_string(), "error": e}));
             }
         }
     }
     if as_json {
-        println!("{}", json!({"isa": isa.variable(), "files": reports}));
+        say!("{}", json!({"isa": isa.variable(), "files": reports}))?;
     }
-    match (bad_file, failed == 0 && passed > 0) {
+    Ok(match (bad_file, failed == 0 && passed > 0) {
         (true, _) => Exit::BadInput,
         (_, true) => Exit::Done,
         (_, false) => Exit::CheckFailed,
-    }
+    })
 }
 
-fn print_report(report: &Value) {
+fn print_report(report: &Value) -> io::Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
     let file = text(&report["file"]);
     for note in report["notes"].as_array().into_iter().flatten() {
-        println!("{file}: note: {}", text(note));
+        say!("{file}: note: {}", text(note))?;
     }
     for op in report["ops"].as_array().into_iter().flatten() {
         for difference in op["differences"].as_array().into_iter().flatten() {
-            println!("  {}", text(difference));
+            say!("  {}", text(difference))?;
         }
-        print!("{file}: {}: {} passed, {} failed", text(&op["op"]), op["passed"], op["failed"]);
-        match op["skipped"].as_u64() {
-            Some(n) if n > 0 => println!(", {n} skipped"),
-            _ => println!(),
-        }
+        let skipped = match op["skipped"].as_u64() {
+            Some(n) if n > 0 => format!(", {n} skipped"),
+            _ => String::new(),
+        };
+        say!("{file}: {}: {} passed, {} failed{skipped}", text(&op["op"]), op["passed"], op["failed"])?;
     }
+    Ok(())
 }
 
 fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {
-    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    let file = CaseFile::parse(&bytes)?;
+    let file = CaseFile::read(path)?;
     let cases = file.cases()?;
     let mut notes = Vec::new();
     let made = file.cpu().unwrap_or("an unknown CPU");
@@ -93,7 +93,9 @@ fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {
     ] {
         match same {
             _ if !of_this => {}
-            Some(false) if can_be(isa, made) && std::env::var_os(LIMIT).is_none() => {
+            Some(false)
+                if lesser(isa).iter().any(|isa| isa.variable() == made) && std::env::var_os(LIMIT).is_none() =>
+            {
                 let mut report = in_limited_process(path, made)?;
                 report["notes"] =
                     json!([format!("made on {made}: FBGEMM was limited to it here, where it would use {isa}")]);
@@ -125,18 +127,6 @@ fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {
     Ok(json!({"file": path.display().to_string(), "notes": notes, "ops": ops}))
 }
 
-/// Whether FBGEMM, which uses `isa` here, can be limited to the lesser instruction set `made`.
-fn can_be(isa: Isa, made: &str) -> bool {
-    let lesser: &[&str] = match isa {
-        Isa::Avx2 => &[],
-        Isa::Avx512Vnni => &["AVX2", "AVX512", "AVX512_256", "AVX512_E1_256"],
-        Isa::Avx512 => &["AVX2", "AVX512_256"],
-        Isa::Avx512VnniYmm => &["AVX2", "AVX512", "AVX512_256"],
-        _ => &["AVX2"],
-    };
-    lesser.contains(&made)
-}
-
 /// This program's answer for one file with FBGEMM limited to a lesser instruction set.
 fn in_limited_process(path: &Path, isa: &str) -> Result<Value, String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
@@ -146,9 +136,8 @@ fn in_limited_process(path: &Path, isa: &str) -> Result<Value, String> {
         .env(LIMIT, isa)
         .output()
         .map_err(|e| format!("a process limited to {isa} can't be started: {e}"))?;
-    let mut report: Value = serde_json::from_slice(&output.stdout).map_err(|_| {
-        format!("a process limited to {isa} failed: {}", String::from_utf8_lossy(&output.stderr).trim())
-    })?;
+    let mut report: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|_| format!("a process limited to {isa} failed: {}", stderr(&output).trim()))?;
     match report["files"][0].take() {
         Value::Object(file) if !file.contains_key("error") => Ok(Value::Object(file)),
         other => Err(other["error"].as_str().unwrap_or("no answer").to_string()),
@@ -190,7 +179,7 @@ fn linear_int8_weight(case: &Case) -> Result<Option<Result<(), String>>, String>
             .and_then(|()| same(case, "zero_point", &[1], &[i64::from(quantized.zero_point())]))
             .and_then(|()| same(case, "output", &output_shape, &output)))
     };
-    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
+    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {}", e.chain())))))
 }
 
 fn linear_dynamic(case: &Case) -> Result<Option<Result<(), String>>, String> {
@@ -208,7 +197,7 @@ fn linear_dynamic(case: &Case) -> Result<Option<Result<(), String>>, String> {
         output_shape.push(weight.out_features());
         Ok(same(case, "output", &output_shape, &output))
     };
-    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
+    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {}", e.chain())))))
 }
 
 fn linear_fp16_weight(case: &Case) -> Result<Option<Result<(), String>>, String> {
@@ -228,7 +217,7 @@ fn linear_fp16_weight(case: &Case) -> Result<Option<Result<(), String>>, String>
         let output = fbgemm::linear_fp16_weight(&input, &packed, bias.as_deref())?;
         Ok(same(case, "output", &output_shape, &output))
     };
-    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
+    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {}", e.chain())))))
 }
 
 fn linear_static(case: &Case) -> Result<Option<Result<(), String>>, String> {
@@ -247,7 +236,7 @@ fn linear_static(case: &Case) -> Result<Option<Result<(), String>>, String> {
         output_shape.push(weight.out_features());
         Ok(same(case, "q_output", &output_shape, &output))
     };
-    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {e}")))))
+    Ok(Some(compare().unwrap_or_else(|e| Err(format!("this crate refused: {}", e.chain())))))
 }
 
 /// The first difference, by bits, between a tensor that the case expects and ours. What it doesn't have is right.

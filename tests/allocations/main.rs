@@ -3,6 +3,7 @@
 //! A binary of its own: it puts itself before the C library's allocator, for all of the process.
 
 use fbgemm::QuantizedLinear;
+use fbgemm_testkit::random::normal;
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 
@@ -103,10 +104,10 @@ fn allocations_of_rust_and_of_cpp_are_counted() {
 #[test]
 fn calls_of_every_kind_allocate_nothing_in_steady_state() {
     for (n, k) in [(64, 64), (100, 33), (384, 1536), (1, 1)] {
-        let weight: Vec<f32> = (0..n * k).map(|i| (i * 31 % 251) as f32 / 125.0 - 1.0).collect();
+        let weight = normal(n * k, 1, 0.5);
         let layer = QuantizedLinear::new(&weight, Some(&vec![0.5; n]), n, k).unwrap();
         for rows in [1, 7, 130, 0] {
-            let input: Vec<f32> = (0..rows * k).map(|i| (i * 7 % 101) as f32 / 50.0 - 1.0).collect();
+            let input = normal(rows * k, 2, 0.5);
             let doubles: Vec<f64> = input.iter().map(|&x| f64::from(x)).collect();
             let (mut output, mut wide) = (vec![0f32; rows * n], vec![0f64; rows * n]);
             let mut all = || {
@@ -138,8 +139,7 @@ fn calls_with_fp16_weights_allocate_nothing_in_steady_state() {
 fn calls_of_unsigned_bytes_allocate_nothing_in_steady_state() {
     let of = fbgemm::U8Params::new(0.1, 100).unwrap();
     for scheme in [fbgemm::WeightScheme::new(), fbgemm::WeightScheme::new().per_channel()] {
-        let weight: Vec<f32> = (0..100 * 33).map(|i| (i * 31 % 251) as f32 / 125.0 - 1.0).collect();
-        let weight = fbgemm::quantize_weight_as(&weight, 100, 33, scheme).unwrap();
+        let weight = fbgemm::quantize_weight_as(&normal(100 * 33, 1, 0.5), 100, 33, scheme).unwrap();
         let (packed, bias) = (weight.pack().unwrap(), [0.5; 100]);
         for rows in [1, 7, 130, 0] {
             let input: Vec<u8> = (0..rows * 33).map(|i| (i * 7 % 256) as u8).collect();

@@ -1,10 +1,13 @@
 //! Checkpoints on disk, quantized from file to file.
 
-use crate::{bits, folder, names_in, numbers};
+use crate::folder;
 use fbgemm::{
     Error, InputScheme, Linear, ModelFile, PortableLinear, QuantizeOptions, QuantizeReport, QuantizedLinear, Skipped,
     WeightScheme, quantize_checkpoint, quantize_weight_as,
 };
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::files::names_in;
+use fbgemm_testkit::random::normal;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,15 +29,15 @@ fn checkpoint() -> Vec<Tensor> {
     let half = |values: Vec<f32>| values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
     let bf16 = |values: Vec<f32>| values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect();
     vec![
-        ("embeddings.word_embeddings.weight", Dtype::F32, vec![50, 16], f32s(&numbers(800, 1, 1.0))),
-        ("layer.0.dense.weight", Dtype::F32, vec![24, 16], f32s(&numbers(384, 2, 1.0))),
-        ("layer.0.dense.bias", Dtype::F32, vec![24], f32s(&numbers(24, 3, 1.0))),
-        ("layer.0.norm.weight", Dtype::F32, vec![24], f32s(&numbers(24, 4, 1.0))),
-        ("layer.1.dense.weight", Dtype::BF16, vec![8, 24], bf16(numbers(192, 5, 1.0))),
-        ("layer.1.dense.bias", Dtype::BF16, vec![8], bf16(numbers(8, 6, 1.0))),
-        ("layer.2.dense.weight", Dtype::F16, vec![5, 24], half(numbers(120, 7, 1.0))),
+        ("embeddings.word_embeddings.weight", Dtype::F32, vec![50, 16], f32s(&normal(800, 1, 1.0))),
+        ("layer.0.dense.weight", Dtype::F32, vec![24, 16], f32s(&normal(384, 2, 1.0))),
+        ("layer.0.dense.bias", Dtype::F32, vec![24], f32s(&normal(24, 3, 1.0))),
+        ("layer.0.norm.weight", Dtype::F32, vec![24], f32s(&normal(24, 4, 1.0))),
+        ("layer.1.dense.weight", Dtype::BF16, vec![8, 24], bf16(normal(192, 5, 1.0))),
+        ("layer.1.dense.bias", Dtype::BF16, vec![8], bf16(normal(8, 6, 1.0))),
+        ("layer.2.dense.weight", Dtype::F16, vec![5, 24], half(normal(120, 7, 1.0))),
         ("position_ids", Dtype::I64, vec![1, 3], vec![7; 24]),
-        ("conv.weight", Dtype::F32, vec![2, 2, 2], f32s(&numbers(8, 8, 1.0))),
+        ("conv.weight", Dtype::F32, vec![2, 2, 2], f32s(&normal(8, 8, 1.0))),
     ]
 }
 
@@ -56,7 +59,7 @@ fn every_layer_gives_the_bits_that_quantizing_in_memory_gives() {
         let Linear::Float(float) = before.linear(&name).unwrap() else { panic!("{name}") };
         let (n, k) = (float.out_features(), float.in_features());
         let in_memory = QuantizedLinear::new(float.weight(), float.bias(), n, k).unwrap();
-        let input = numbers(3 * k, 9, 2.0);
+        let input = normal(3 * k, 9, 2.0);
         let output: Vec<f32> = layer.forward(&input).unwrap();
         assert_eq!(bits(&output), bits(&in_memory.forward(&input).unwrap()), "{name}");
         let about = report.layers.iter().find(|about| about.name == name).unwrap();
@@ -118,7 +121,7 @@ fn what_can_not_be_quantized_names_its_layer_and_leaves_the_old_file() {
         change(&mut tensors);
         let error = quantize(&serialize(&tensors), &options, Some(&path)).unwrap_err();
         assert_eq!((names_in(&folder), std::fs::read(&path).unwrap()), (vec!["out.safetensors".into()], b"old".into()));
-        error.to_string()
+        error.chain()
     };
     let all = QuantizeOptions::new;
     let nan = refused(&|t| t[4].3[6..8].copy_from_slice(&[0xff, 0x7f]), all().include("layer.?.dense"));
@@ -152,7 +155,7 @@ fn a_checkpoint_is_quantized_by_the_schemes_of_the_options() {
         let (n, k) = (float.out_features(), float.in_features());
         let weight = quantize_weight_as(float.weight(), n, k, weights).unwrap();
         let in_memory = PortableLinear::new(weight, float.bias().map(<[f32]>::to_vec)).unwrap().with_input(input);
-        let samples = numbers(3 * k, 9, 2.0);
+        let samples = normal(3 * k, 9, 2.0);
         let output: Vec<f32> = layer.forward(&samples).unwrap();
         assert_eq!(bits(&output), bits(&in_memory.pack().unwrap().forward(&samples).unwrap()), "{name}");
     }
@@ -170,7 +173,7 @@ fn a_checkpoint_in_fp16_gives_the_bits_of_fp16_in_memory() {
         let Linear::Float(float) = before.linear(name).unwrap() else { panic!("{name}") };
         let (n, k) = (float.out_features(), float.in_features());
         let in_memory = fbgemm::HalfLinear::new(float.weight(), float.bias(), n, k).unwrap();
-        let input = numbers(3 * k, 9, 2.0);
+        let input = normal(3 * k, 9, 2.0);
         let output: Vec<f32> = after.linear(name).unwrap().forward(&input).unwrap();
         assert_eq!(bits(&output), bits(&in_memory.forward(&input).unwrap()), "{name}");
     }

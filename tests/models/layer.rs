@@ -1,21 +1,23 @@
 //! One layer: its results, its number types, its stored forms.
 
-use crate::cases::CaseFile;
-use crate::{bits, folder, golden, numbers};
+use crate::folder;
 use fbgemm::{
     Error, InputScheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, U8Params, WeightScheme,
     load_linear_modules, quantize_weight, quantize_weight_as, save_linear_modules, unload_linear_modules,
 };
+use fbgemm_testkit::cases::stored;
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::random::normal;
 use std::collections::BTreeMap;
 
 fn layer(seed: u64) -> QuantizedLinear {
-    let (weight, bias) = (numbers(24 * 40, seed, 0.1), numbers(24, seed + 1, 1.0));
+    let (weight, bias) = (normal(24 * 40, seed, 0.1), normal(24, seed + 1, 1.0));
     QuantizedLinear::new(&weight, Some(&bias), 24, 40).unwrap()
 }
 
 #[test]
 fn it_gives_the_operations_bits() {
-    let (weight, bias, input) = (numbers(24 * 40, 1, 0.1), numbers(24, 2, 1.0), numbers(2 * 3 * 40, 3, 4.0));
+    let (weight, bias, input) = (normal(24 * 40, 1, 0.1), normal(24, 2, 1.0), normal(2 * 3 * 40, 3, 4.0));
     let q = quantize_weight(&weight, 24, 40).unwrap();
     let packed = q.pack().unwrap();
     for bias in [Some(&bias[..]), None] {
@@ -39,7 +41,7 @@ fn it_gives_the_operations_bits() {
 #[test]
 fn other_number_types_are_computed_in_f32_and_rounded() {
     let layer = layer(5);
-    let input = numbers(3 * 40, 6, 4.0);
+    let input = normal(3 * 40, 6, 4.0);
     // Values that every type holds exactly, so that each must give the rounded result of the same f32 input.
     let input: Vec<f32> =
         input.iter().map(|&x| half::bf16::from_f32(half::f16::from_f32(x).to_f32()).to_f32()).collect();
@@ -66,7 +68,7 @@ fn what_does_not_fit_is_an_error_and_leaves_the_output() {
     assert!(matches!(error, Error::NotFinite { what: "input", index: 0, .. }), "{error}");
     assert_eq!((&output[..], doubles), (&[7.0; 24][..], [7.0; 24]));
     let bias = Error::WrongLength { what: "bias", given: 3, expected: 24 };
-    assert_eq!(QuantizedLinear::new(&numbers(24 * 40, 1, 1.0), Some(&[0.0; 3]), 24, 40).unwrap_err(), bias);
+    assert_eq!(QuantizedLinear::new(&normal(24 * 40, 1, 1.0), Some(&[0.0; 3]), 24, 40).unwrap_err(), bias);
     for (n, k) in [(0, 40), (24, 0)] {
         assert!(matches!(QuantizedLinear::new(&[], None, n, k), Err(Error::ZeroDimension { .. })));
         assert!(matches!(Linear::new(vec![], None, n, k), Err(Error::ZeroDimension { .. })));
@@ -78,7 +80,7 @@ fn what_does_not_fit_is_an_error_and_leaves_the_output() {
 
 #[test]
 fn fp32_layers_compute_in_fp32() {
-    let (weight, bias, input) = (numbers(7 * 5, 1, 1.0), numbers(7, 2, 1.0), numbers(3 * 5, 3, 1.0));
+    let (weight, bias, input) = (normal(7 * 5, 1, 1.0), normal(7, 2, 1.0), normal(3 * 5, 3, 1.0));
     let layer = Linear::new(weight.clone(), Some(bias.clone()), 7, 5).unwrap();
     let output: Vec<f32> = layer.forward(&input).unwrap();
     for (i, y) in output.iter().enumerate() {
@@ -95,13 +97,7 @@ fn pytorchs_outputs_come_out_of_layers_that_were_stored_and_loaded() {
     let exact = fbgemm::cpu_support().unwrap().sums_pairs_exactly();
     let mut model: BTreeMap<String, Linear> = BTreeMap::new();
     let mut expected = BTreeMap::new();
-    for entry in std::fs::read_dir(golden("")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|e| e != "safetensors") {
-            continue;
-        }
-        let bytes = std::fs::read(&path).unwrap();
-        let file = CaseFile::parse(&bytes).unwrap();
+    for (file_name, file) in stored() {
         if file.pairs_were_exact() != Some(exact) {
             continue;
         }
@@ -109,7 +105,7 @@ fn pytorchs_outputs_come_out_of_layers_that_were_stored_and_loaded() {
             let (shape, weight) = case.tensor::<f32>("weight").unwrap();
             let (bias, input) = (case.tensor::<f32>("bias").unwrap().1, case.tensor::<f32>("input").unwrap().1);
             let layer = QuantizedLinear::new(&weight, Some(&bias), shape[0], shape[1]).unwrap();
-            let name = format!("{}/{}", path.file_stem().unwrap().to_string_lossy(), case.name);
+            let name = format!("{file_name}/{}", case.name);
             model.insert(name.clone(), layer.into());
             expected.insert(name, (input, case.tensor::<f32>("output").unwrap().1));
         }
@@ -131,14 +127,14 @@ fn pytorchs_outputs_come_out_of_layers_that_were_stored_and_loaded() {
 #[test]
 fn serde_stores_the_plain_weight_and_packs_on_loading() {
     let layer = layer(11);
-    let input = numbers(4 * 40, 12, 2.0);
+    let input = normal(4 * 40, 12, 2.0);
     let expected = bits(&layer.forward(&input).unwrap());
     let json = serde_json::to_string(&layer).unwrap();
     assert_eq!(json, serde_json::to_string(&layer.to_portable().unwrap()).unwrap());
     let again: QuantizedLinear = serde_json::from_str(&json).unwrap();
     assert_eq!(bits(&again.forward(&input).unwrap()), expected);
 
-    let float = Linear::new(numbers(12, 1, 1.0), None, 3, 4).unwrap();
+    let float = Linear::new(normal(12, 1, 1.0), None, 3, 4).unwrap();
     let both = serde_json::to_string(&[Linear::from(layer), float.clone()]).unwrap();
     let both: [Linear; 2] = serde_json::from_str(&both).unwrap();
     assert_eq!(bits(&both[0].forward(&input).unwrap()), expected);
@@ -148,12 +144,12 @@ fn serde_stores_the_plain_weight_and_packs_on_loading() {
 
 #[test]
 fn schemes_survive_being_stored() {
-    let (weight, bias) = (numbers(24 * 40, 1, 0.1), numbers(24, 2, 1.0));
+    let (weight, bias) = (normal(24 * 40, 1, 0.1), normal(24, 2, 1.0));
     let per_channel = WeightScheme::new().per_channel().reduced_range();
     let q = quantize_weight_as(&weight, 24, 40, per_channel).unwrap();
     let layer = PortableLinear::new(q, Some(bias)).unwrap().pack().unwrap();
     let path = folder("schemes").join("model.safetensors");
-    let input = numbers(5 * 40, 3, 2.0);
+    let input = normal(5 * 40, 3, 2.0);
     for scheme in [
         InputScheme::new(),
         InputScheme::new().reduced_range(),
@@ -225,7 +221,7 @@ fn eight_threads_on_one_layer_get_the_same_bits() {
         for seed in 0..8 {
             let layer = layer.clone();
             threads.spawn(move || {
-                let input = numbers(5 * 40, seed, 3.0);
+                let input = normal(5 * 40, seed, 3.0);
                 let first: Vec<f32> = layer.forward(&input).unwrap();
                 for _ in 0..100 {
                     assert_eq!(bits(&layer.forward(&input).unwrap()), bits(&first));
@@ -238,9 +234,9 @@ fn eight_threads_on_one_layer_get_the_same_bits() {
 #[test]
 fn a_call_in_parts_gives_the_same_bits() {
     let (n, k) = (200, 130);
-    let layer = QuantizedLinear::new(&numbers(n * k, 1, 0.1), Some(&numbers(n, 2, 1.0)), n, k).unwrap();
+    let layer = QuantizedLinear::new(&normal(n * k, 1, 0.1), Some(&normal(n, 2, 1.0)), n, k).unwrap();
     for rows in [0, 1, 5, 130, 500] {
-        let input = numbers(rows * k, 3, 2.0);
+        let input = normal(rows * k, 3, 2.0);
         let expected: Vec<f32> = layer.forward(&input).unwrap();
         for tasks in [1, 2, 3, 7, 64] {
             let mut output = vec![7.0; rows * n];
@@ -253,11 +249,11 @@ fn a_call_in_parts_gives_the_same_bits() {
     }
     // More work than one part is worth.
     let (n, k, rows) = (1024, 1024, 128);
-    let layer = QuantizedLinear::new(&numbers(n * k, 1, 0.1), None, n, k).unwrap();
+    let layer = QuantizedLinear::new(&normal(n * k, 1, 0.1), None, n, k).unwrap();
     assert_eq!((layer.tasks_worth(1, 8), layer.tasks_worth(0, 8), layer.tasks_worth(rows, 1)), (1, 1, 1));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     assert!(layer.tasks_worth(rows, 3) > 1);
-    let (input, mut output) = (numbers(rows * k, 3, 2.0), vec![0.0; rows * n]);
+    let (input, mut output) = (normal(rows * k, 3, 2.0), vec![0.0; rows * n]);
     pool.install(|| layer.forward_rayon(&input, &mut output)).unwrap();
     assert_eq!(bits(&output), bits(&layer.forward(&input).unwrap()));
 }
@@ -265,7 +261,7 @@ fn a_call_in_parts_gives_the_same_bits() {
 #[test]
 fn a_profile_computes_the_call_and_names_all_of_its_time() {
     let layer = layer(19);
-    let input = numbers(9 * 40, 3, 2.0);
+    let input = normal(9 * 40, 3, 2.0);
     let mut output = vec![0.0; 9 * 24];
     for scheme in [InputScheme::new(), InputScheme::new().per_row(), InputScheme::new().fixed(0.5, 7).unwrap()] {
         let layer = layer.with_input(scheme);
@@ -281,7 +277,7 @@ fn a_profile_computes_the_call_and_names_all_of_its_time() {
 
 #[test]
 fn a_layer_runs_pytorchs_static_operators() {
-    let (weight, bias) = (numbers(24 * 40, 1, 0.1), numbers(24, 2, 1.0));
+    let (weight, bias) = (normal(24 * 40, 1, 0.1), normal(24, 2, 1.0));
     let q = quantize_weight(&weight, 24, 40).unwrap();
     let packed = q.pack().unwrap();
     let layer = QuantizedLinear::new(&weight, Some(&bias), 24, 40).unwrap();

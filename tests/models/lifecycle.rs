@@ -1,21 +1,23 @@
 //! What stays in memory: packed handles and bytes, over a layer's and a model's life.
 
-use crate::{child, folder, numbers};
+use crate::folder;
 use fbgemm::{
     Linear, ModelFile, PackedMatrix, QuantizeOptions, QuantizedLinear, load_linear_modules, quantize_linear_modules,
     save_linear_modules, unload_linear_modules,
 };
+use fbgemm_testkit::process::alone;
+use fbgemm_testkit::random::normal;
 
 #[test]
 fn packed_handles_live_as_long_as_their_layers() {
-    child("lifecycle::counting_handles", &[]);
+    alone("lifecycle::counting_handles", &[]);
 }
 
 #[test]
 #[ignore = "counts every handle of its process"]
 fn counting_handles() {
     let live = PackedMatrix::live;
-    let layer = QuantizedLinear::new(&numbers(24 * 40, 1, 1.0), None, 24, 40).unwrap();
+    let layer = QuantizedLinear::new(&normal(24 * 40, 1, 1.0), None, 24, 40).unwrap();
     assert_eq!(live(), 1);
     let clone = layer.clone();
     assert_eq!(live(), 1, "a clone shares the weight");
@@ -30,7 +32,7 @@ fn counting_handles() {
     drop(portable);
 
     let path = folder("handles").join("model.safetensors");
-    let float = || Linear::new(numbers(24 * 40, 1, 1.0), None, 24, 40).unwrap();
+    let float = || Linear::new(normal(24 * 40, 1, 1.0), None, 24, 40).unwrap();
     let mut model: Vec<Linear> = (0..5).map(|_| float()).collect();
     quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap();
     assert_eq!(live(), 5);
@@ -64,7 +66,7 @@ fn counting_handles() {
 
 #[test]
 fn memory_is_one_byte_a_weight_and_is_given_back() {
-    println!("{}", child("lifecycle::measuring_memory", &[]));
+    println!("{}", alone("lifecycle::measuring_memory", &[]));
 }
 
 /// Resident bytes of this process: exact, where /proc/self/status is not.
@@ -95,11 +97,11 @@ fn measuring_memory() {
     const WEIGHTS: usize = LAYERS * 1024 * 1024;
     let per_weight = |bytes: usize| bytes as f64 / WEIGHTS as f64;
     // What the first layer loads for good: FBGEMM itself, the thread's buffers.
-    let small = QuantizedLinear::new(&numbers(64 * 64, 1, 1.0), None, 64, 64).unwrap();
+    let small = QuantizedLinear::new(&normal(64 * 64, 1, 1.0), None, 64, 64).unwrap();
     let _: Vec<f32> = small.forward(&[1.0; 64]).unwrap();
 
     let before = resident();
-    let weight = numbers(1024 * 1024, 1, 1.0);
+    let weight = normal(1024 * 1024, 1, 1.0);
     let new = |_| QuantizedLinear::new(&weight, None, 1024, 1024).unwrap();
     let layers: Vec<QuantizedLinear> = (0..LAYERS).map(new).collect();
     drop(weight);
@@ -130,7 +132,7 @@ fn measuring_memory() {
 
 #[test]
 fn quantizing_a_model_takes_no_more_than_the_model_and_about_one_layer() {
-    println!("{}", child("lifecycle::measuring_the_peak", &[]));
+    println!("{}", alone("lifecycle::measuring_the_peak", &[]));
 }
 
 #[test]
@@ -139,8 +141,8 @@ fn measuring_the_peak() {
     const LAYERS: usize = 24;
     const LAYER_BYTES: usize = 4 * 1024 * 1024;
     let mut model: Vec<Linear> =
-        (0..LAYERS).map(|i| Linear::new(numbers(1024 * 1024, i as u64, 1.0), None, 1024, 1024).unwrap()).collect();
-    let small = QuantizedLinear::new(&numbers(64 * 64, 1, 1.0), None, 64, 64).unwrap();
+        (0..LAYERS).map(|i| Linear::new(normal(1024 * 1024, i as u64, 1.0), None, 1024, 1024).unwrap()).collect();
+    let small = QuantizedLinear::new(&normal(64 * 64, 1, 1.0), None, 64, 64).unwrap();
     drop(small);
     reset_peak();
     let before = resident();

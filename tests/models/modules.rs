@@ -1,16 +1,17 @@
 //! Quantizing a whole model: which layers, what is reported, what is refused.
 
-use crate::{bits, numbers};
 use fbgemm::{
     Error, InputScheme, Linear, QuantizeOptions, QuantizedLinear, Skipped, WeightScheme, quantize_linear_modules,
     quantize_weight,
 };
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::random::normal;
 use std::collections::BTreeMap;
 
 type Model = BTreeMap<String, Vec<Linear>>;
 
 fn float(n: usize, k: usize, seed: u64) -> Linear {
-    Linear::new(numbers(n * k, seed, 0.1), Some(numbers(n, seed + 1, 1.0)), n, k).unwrap()
+    Linear::new(normal(n * k, seed, 0.1), Some(normal(n, seed + 1, 1.0)), n, k).unwrap()
 }
 
 /// Layers encoder.0 (32x16), encoder.1 (16x32), head.0 (4x16).
@@ -68,11 +69,11 @@ fn a_pattern_that_matches_nothing_and_nothing_to_do_are_errors() {
 #[test]
 fn a_weight_that_is_not_finite_names_its_layer_and_leaves_the_model() {
     let mut model = model();
-    let mut weight = numbers(4 * 16, 3, 0.1);
+    let mut weight = normal(4 * 16, 3, 0.1);
     weight[9] = f32::NAN;
     model.get_mut("head").unwrap()[0] = Linear::new(weight, None, 4, 16).unwrap();
     let error = quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap_err();
-    assert_eq!(error.to_string(), r#"layer "head.0": weight[9] is NaN, expected a finite number"#);
+    assert_eq!(error.chain(), r#"layer "head.0": weight[9] is NaN, expected a finite number"#);
     assert!(model.values().flatten().all(|layer| !layer.is_quantized()));
     // It is of no matter in a layer that stays.
     quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("head.*")).unwrap();
@@ -87,7 +88,7 @@ fn layers_compute_what_quantizing_them_alone_gives() {
             let Linear::Float(float) = layer else { unreachable!() };
             let (n, k) = (float.out_features(), float.in_features());
             let alone = QuantizedLinear::new(float.weight(), float.bias(), n, k).unwrap();
-            let input = numbers(3 * k, 9, 2.0);
+            let input = normal(3 * k, 9, 2.0);
             let ours: Vec<f32> = quantized[&name][i].forward(&input).unwrap();
             assert_eq!(bits(&ours), bits(&alone.forward(&input).unwrap()), "{name}.{i}");
         }
@@ -177,7 +178,7 @@ fn weights_in_fp16_give_the_operations_bits_and_survive_being_stored() {
     for (i, layer) in model()["encoder"].iter().enumerate() {
         let Linear::Float(float) = layer else { panic!() };
         let (n, k) = (float.out_features(), float.in_features());
-        let input = numbers(3 * k, 9, 2.0);
+        let input = normal(3 * k, 9, 2.0);
         let packed = fbgemm::pack_matrix_fp16(float.weight(), n, k).unwrap();
         let expected = bits(&fbgemm::linear_fp16_weight(&input, &packed, float.bias()).unwrap());
         for model in [&half, &loaded, &stored] {

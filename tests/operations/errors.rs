@@ -1,9 +1,10 @@
 //! What must be an error: never a crash, never garbage.
 
 use fbgemm::{Error, PackedMatrix, QuantizedWeight};
+use fbgemm_testkit::random::normal;
 
 fn layer(out_features: usize, in_features: usize) -> (QuantizedWeight, PackedMatrix) {
-    let weight: Vec<f32> = (0..out_features * in_features).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect();
+    let weight = normal(out_features * in_features, 1, 0.5);
     let q = fbgemm::quantize_weight(&weight, out_features, in_features).unwrap();
     let packed = q.pack().unwrap();
     (q, packed)

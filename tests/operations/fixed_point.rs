@@ -2,9 +2,10 @@
 
 use crate::golden::for_each_of;
 use crate::properties::{batch, check, in_features, out_features};
-use crate::reference::{self, Params};
 use fbgemm::{Error, PackedMatrix, QuantizedWeight, U8Params};
 use fbgemm::{linear_relu_static, linear_relu_static_into, linear_static, linear_static_into};
+use fbgemm_testkit::random::normal;
+use fbgemm_testkit::reference::{self, Params};
 use proptest::prelude::*;
 
 fn exact() -> bool {
@@ -211,7 +212,7 @@ fn many_rows_and_outputs_are_computed_some_rows_at_a_time() {
 }
 
 fn layer(out_features: usize, in_features: usize) -> (QuantizedWeight, PackedMatrix) {
-    let weight: Vec<f32> = (0..out_features * in_features).map(|i| (i % 251) as f32 / 125.0 - 1.0).collect();
+    let weight = normal(out_features * in_features, 1, 0.5);
     let q = fbgemm::quantize_weight(&weight, out_features, in_features).unwrap();
     let packed = q.pack().unwrap();
     (q, packed)

@@ -1,11 +1,12 @@
 //! Weights in half precision: PyTorch's stored outputs, an independent reference, and what must be refused.
 
-use crate::cases::CaseFile;
-use crate::golden::bits;
 use crate::lifecycle::handles_live_and_die;
 use crate::properties::check;
-use crate::{child, succeed};
 use fbgemm::{Error, Isa, PackedMatrixFp16, linear_fp16_weight, linear_fp16_weight_into, pack_matrix_fp16};
+use fbgemm_testkit::cases::CaseFile;
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::files::golden;
+use fbgemm_testkit::process::alone;
 use half::f16;
 use proptest::prelude::*;
 
@@ -91,9 +92,8 @@ struct Stored {
 fn stored() -> Vec<Stored> {
     let mut cases = Vec::new();
     for made_on in [Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni] {
-        let file = format!("fp16-{}.safetensors", made_on.variable().to_lowercase());
-        let bytes = std::fs::read(format!("{}/tests/golden/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
-        let parsed = CaseFile::parse(&bytes).unwrap();
+        let file = format!("fp16-{}", made_on.variable().to_lowercase());
+        let parsed = CaseFile::read(&golden(&file)).unwrap();
         assert_eq!(parsed.cpu(), Some(made_on.variable()), "{file}");
         for case in parsed.cases().unwrap() {
             assert_eq!(case.op, "linear_fp16_weight");
@@ -329,7 +329,7 @@ fn eight_threads_on_one_handle_get_the_same_bits() {
 #[test]
 fn handles_are_freed_exactly_once() {
     // In a process of its own: the count is the whole process's.
-    succeed(child(&["--exact", "fp16::counting_handles", "--ignored", "--test-threads", "1"]));
+    alone("fp16::counting_handles", &[]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! PyTorch's stored outputs: through the crate where this process uses the same arithmetic, and through the
 //! reference always.
 
-use crate::cases::{Case, CaseFile};
-use crate::reference;
+use fbgemm_testkit::cases::{Case, stored};
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::reference;
 
 /// Calls `check` with each case of each file whose arithmetic `wanted` accepts (pairs of products exact or not).
 fn for_each_case(wanted: impl Fn(bool) -> bool, mut check: impl FnMut(&Loaded, bool)) -> usize {
@@ -12,21 +13,14 @@ fn for_each_case(wanted: impl Fn(bool) -> bool, mut check: impl FnMut(&Loaded, b
 /// Calls `check` with each case of this operator, its name for messages, and whether its pairs were exact.
 pub fn for_each_of(op: &str, wanted: impl Fn(bool) -> bool, mut check: impl FnMut(&Case, String, bool)) -> usize {
     let mut checked = 0;
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|e| e != "safetensors") {
-            continue;
-        }
-        let bytes = std::fs::read(&path).unwrap();
-        let file = CaseFile::parse(&bytes).unwrap();
-        let exact = file.pairs_were_exact().unwrap_or_else(|| panic!("{path:?} does not say where it was made"));
+    for (name, file) in stored() {
+        let exact = file.pairs_were_exact().unwrap_or_else(|| panic!("{name} does not say where it was made"));
         if !wanted(exact) {
             continue;
         }
         for case in file.cases().unwrap() {
             if case.op == op {
-                check(&case, format!("{path:?} case {}", case.name), exact);
+                check(&case, format!("{name} case {}", case.name), exact);
                 checked += 1;
             }
         }
@@ -63,10 +57,6 @@ impl Loaded {
             output: case.tensor("output").unwrap().1,
         }
     }
-}
-
-pub fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]

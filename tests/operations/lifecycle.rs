@@ -1,19 +1,19 @@
 //! The packed handle: shared by threads, freed exactly once.
 
-use crate::golden::bits;
-use crate::{child, succeed};
 use fbgemm::{PackedMatrix, QuantizedWeight};
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::process::alone;
+use fbgemm_testkit::random::normal;
 
-fn weight(seed: usize) -> QuantizedWeight {
-    let weight: Vec<f32> = (0..64 * 96).map(|i| ((i * 31 + seed) % 251) as f32 / 125.0 - 1.0).collect();
-    fbgemm::quantize_weight(&weight, 64, 96).unwrap()
+fn weight(seed: u64) -> QuantizedWeight {
+    fbgemm::quantize_weight(&normal(64 * 96, seed, 0.5), 64, 96).unwrap()
 }
 
 #[test]
 fn eight_threads_on_one_handle_get_the_same_bits() {
     let q = weight(1);
     let packed = q.pack().unwrap();
-    let input = |thread: usize| -> Vec<f32> { (0..5 * 96).map(|i| ((i * 7 + thread) % 251) as f32 - 99.0).collect() };
+    let input = |thread: usize| normal(5 * 96, thread as u64, 50.0);
     let alone: Vec<_> =
         (0..8).map(|thread| bits(&fbgemm::linear_int8_weight(&input(thread), &q, &packed, None).unwrap())).collect();
     std::thread::scope(|threads| {
@@ -33,7 +33,7 @@ fn eight_threads_on_one_handle_get_the_same_bits() {
 fn an_operation_within_an_executor_has_its_own_buffers() {
     let (q, other) = (weight(1), weight(2));
     let (packed, other_packed) = (q.pack().unwrap(), other.pack().unwrap());
-    let input: Vec<f32> = (0..7 * 96).map(|i| (i % 251) as f32).collect();
+    let input = normal(7 * 96, 3, 50.0);
     let (alone, other_alone) = (
         fbgemm::linear_int8_weight(&input, &q, &packed, None).unwrap(),
         fbgemm::linear_int8_weight(&input, &other, &other_packed, None).unwrap(),
@@ -53,7 +53,7 @@ fn an_operation_within_an_executor_has_its_own_buffers() {
 #[test]
 fn handles_are_freed_exactly_once() {
     // In a process of its own: the count is the whole process's.
-    succeed(child(&["--exact", "lifecycle::counting_handles", "--ignored", "--test-threads", "1"]));
+    alone("lifecycle::counting_handles", &[]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Properties, over generated shapes and values. The generator's seed is fixed: every run tries the same cases.
 
-use crate::golden::bits;
-use crate::reference;
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::reference;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 

@@ -1,10 +1,10 @@
 //! Ways to quantize beside PyTorch's default: seven bits, a scale for each output, each row or every call.
 
-use crate::golden::bits;
 use crate::properties::{Problem, check, problem};
-use crate::reference::{self, Params};
 use fbgemm::{Error, InputObserver, InputScheme, PortableLinear, QuantizedLinear, QuantizedWeight, WeightScheme};
 use fbgemm::{quantize_weight, quantize_weight_as};
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::reference::{self, Params};
 use proptest::prelude::*;
 
 fn exact() -> bool {
@@ -192,7 +192,7 @@ fn fixed_parameters_clip_what_lies_beyond_them() {
     assert!((output[0] - 1.55).abs() < 0.02 && (output[1] + 1.0).abs() < 0.02, "{output:?}");
     // FBGEMM's own arithmetic would wrap around for a value so far out.
     let wrapping = layer.with_input(InputScheme::new().fixed(1e-30, 200).unwrap()).forward(&[1e10f32, 0.0]);
-    assert!(matches!(wrapping, Err(Error::ScaleOverflow { .. })), "{wrapping:?}");
+    assert!(matches!(wrapping, Err(Error::InputOverflow { .. })), "{wrapping:?}");
     for (scale, zero_point) in [(0.0, 0), (f32::NAN, 0), (-1.0, 0), (1e-40, 0)] {
         assert!(matches!(InputScheme::new().fixed(scale, zero_point), Err(Error::InvalidScale { .. })));
     }

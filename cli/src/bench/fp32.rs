@@ -1,7 +1,6 @@
 //! fp32 by Rust crates: `gemm` and `matrixmultiply`.
 
 use super::contender::{Contender, Entry, Layer};
-use crate::minilm::multiply;
 use gemm::Parallelism;
 
 /// All of them.
@@ -62,8 +61,37 @@ impl Contender for Gemm {
     fn run(&mut self, input: &[f32], output: &mut [f32]) -> Result<(), String> {
         let Self { weight, strides, bias, parallelism } = self;
         let (n, k) = (bias.len(), weight.len() / bias.len());
+        let m = input.len() / k;
+        assert!(input.len() == m * k && weight.len() == n * k && output.len() == m * n);
         output.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
-        multiply((input.len() / k, n, k), (input, (1, k)), (weight, *strides), output, true, *parallelism);
+        let [wide, long, from_output, from_input] = [n, k, strides.0, strides.1].map(|stride| stride as isize);
+        let (y, x, w) = (output.as_mut_ptr(), input.as_ptr(), weight.as_ptr());
+        // SAFETY: the three matrices have the lengths that their dimensions say, asserted just above, and the weight's
+        // strides are those of whole rows, or of whole columns, as `new` laid it out.
+        unsafe {
+            // y: m × n, x: m × k, w: k × n, each with its strides from column to column and from row to row.
+            gemm::gemm(
+                m,
+                n,
+                k,
+                y,
+                1,
+                wide,
+                true,
+                x,
+                1,
+                long,
+                w,
+                from_output,
+                from_input,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                *parallelism,
+            );
+        }
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ pub use arch::read;
 use super::result::ReadLimit;
 use super::threads::Crew;
 use fbgemm::Isa;
+use fbgemm_testkit::timing::calls_in;
 use std::time::{Duration, Instant};
 
 /// The unit of buffers: some cache lines.
@@ -74,7 +75,7 @@ fn fastest(quick: bool, work: impl Fn(usize)) -> f64 {
         start.elapsed()
     };
     time(1);
-    let times = (SAMPLE.as_nanos() / time(1).as_nanos().max(1)) as usize + 1;
+    let times = calls_in(SAMPLE, time(1)) as usize;
     let start = Instant::now();
     let mut least = Duration::MAX;
     let mut samples = 0;

@@ -1,14 +1,18 @@
 //! Checks each contender, then times them in turn.
 
 use super::contender::{Contender, Entry, Layer};
-use super::limits::{self, Block};
-use super::result::{Case, Limits, ReadLimit, Split, Timing};
-use super::shapes::{Shape, normal};
+use super::limits;
+use super::profile::Profiler;
+use super::result::{Case, Limits, ReadLimit, Timing};
+use super::runner::{Flush, Runner, Sample, warm};
+use super::shapes::Shape;
 use super::threads::{self, Crew, with_crew};
-use super::{blas, fp32, others};
-use fbgemm::{
-    HalfLinear, InputScheme, Isa, PortableLinear, Profile, QuantizedLinear, WeightScheme, quantize_weight_as,
-};
+use super::{blas, fp32, others, ours};
+use fbgemm::Isa;
+use fbgemm_testkit::compare::relative_error;
+use fbgemm_testkit::random::normal;
+use fbgemm_testkit::reference::linear_f64;
+use fbgemm_testkit::timing::{calls_in, turns};
 use indicatif::ProgressBar;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -34,8 +38,8 @@ pub struct Plan {
 
 /// All that can compete here, this crate first.
 pub fn entries(crew: &Rc<Crew>, libraries: &[Arc<blas::Blas>]) -> Vec<Entry> {
-    let mut entries = vec![ours(crew)];
-    entries.extend(schemes());
+    let mut entries = vec![ours::ours(crew)];
+    entries.extend(ours::schemes());
     entries.extend(fp32::entries());
     entries.extend(blas::entries(libraries));
     entries.extend(others::entries());
@@ -81,83 +85,6 @@ pub fn run(plan: &Plan, bar: &ProgressBar) -> Result<Measured, String> {
     Ok(Measured { cases, limits, interrupted: interrupted[1] as f64 / interrupted[0] as f64 })
 }
 
-/// This crate.
-fn ours(crew: &Rc<Crew>) -> Entry {
-    let crew = crew.clone();
-    Entry {
-        name: super::OURS.to_string(),
-        int8: true,
-        packs: true,
-        make: Box::new(move |layer, rows, threads| {
-            let layer = quantized(layer)?;
-            let tasks = layer.tasks_worth(rows, threads);
-            Ok(Some(Box::new(Ours { layer, tasks, crew: crew.clone() })))
-        }),
-    }
-}
-
-/// This crate's other ways to quantize, on one thread: the same answer on every CPU and in every batch (weights in seven
-/// bits, per channel and row), and weights in fp16, which counts as quantized here, not as fp32.
-fn schemes() -> Vec<Entry> {
-    fn entry<T: 'static>(
-        name: &str,
-        make: impl Fn(Layer) -> fbgemm::Result<T> + 'static,
-        run: fn(&T, &[f32], &mut [f32]) -> fbgemm::Result<()>,
-    ) -> Entry {
-        let make = move |layer: Layer, _, threads| {
-            let contender = |layer| Ok(Box::new(Scheme { layer: make(layer)?, run }) as Box<dyn Contender>);
-            (threads == 1).then(|| contender(layer)).transpose().map_err(|e: fbgemm::Error| e.to_string())
-        };
-        Entry { name: name.to_string(), int8: true, packs: true, make: Box::new(make) }
-    }
-    let int8 = |weights: WeightScheme, input: InputScheme| {
-        move |layer: Layer| {
-            let Layer { weight, bias, out_features, in_features } = layer;
-            let weight = quantize_weight_as(weight, out_features, in_features, weights)?;
-            PortableLinear::new(weight, Some(bias.to_vec()))?.with_input(input).pack()
-        }
-    };
-    // Seven bits with channels of their own: the full range of every channel would saturate on CPUs without VNNI.
-    let finest = int8(WeightScheme::new().reduced_range().per_channel(), InputScheme::new().per_row());
-    vec![
-        entry("fbgemm per channel and row", finest, QuantizedLinear::forward_into),
-        entry(
-            "fbgemm fp16",
-            |layer| HalfLinear::new(layer.weight, Some(layer.bias), layer.out_features, layer.in_features),
-            HalfLinear::forward_into,
-        ),
-    ]
-}
-
-struct Scheme<T> {
-    layer: T,
-    run: fn(&T, &[f32], &mut [f32]) -> fbgemm::Result<()>,
-}
-
-impl<T> Contender for Scheme<T> {
-    fn run(&mut self, input: &[f32], output: &mut [f32]) -> Result<(), String> {
-        (self.run)(&self.layer, input, output).map_err(|e| e.to_string())
-    }
-}
-
-fn quantized(layer: Layer) -> Result<QuantizedLinear, String> {
-    QuantizedLinear::new(layer.weight, Some(layer.bias), layer.out_features, layer.in_features)
-        .map_err(|e| e.to_string())
-}
-
-struct Ours {
-    layer: QuantizedLinear,
-    tasks: usize,
-    crew: Rc<Crew>,
-}
-
-impl Contender for Ours {
-    fn run(&mut self, input: &[f32], output: &mut [f32]) -> Result<(), String> {
-        let Self { layer, tasks, crew } = self;
-        layer.forward_tasks(input, output, *tasks, |task| crew.run(task)).map_err(|e| e.to_string())
-    }
-}
-
 /// The measuring on one number of threads.
 struct Measuring<'a> {
     plan: &'a Plan,
@@ -170,26 +97,6 @@ struct Measuring<'a> {
     samples: Cell<[usize; 2]>,
 }
 
-/// The time of some calls.
-struct Sample {
-    time: Duration,
-    /// Whether another program had the CPU meanwhile.
-    interrupted: bool,
-}
-
-/// A contender that is about to be timed.
-struct Runner<'a> {
-    name: &'a str,
-    int8: bool,
-    contender: Box<dyn Contender>,
-    error: f64,
-    pack: Option<f64>,
-    /// Calls in a sample.
-    calls: u32,
-    /// Seconds for a call, of each sample.
-    samples: Vec<f64>,
-}
-
 impl Measuring<'_> {
     /// One shape at every batch size.
     fn shape(&self, shape: &Shape) -> Result<Vec<Case>, String> {
@@ -200,7 +107,7 @@ impl Measuring<'_> {
         const FEWEST: usize = 64;
         let calls = |batch: usize| FEWEST.div_ceil(batch * out_features);
         let rows = self.plan.batches.iter().map(|batch| batch * calls(*batch)).max().unwrap_or(0);
-        let input = normal(rows * in_features, 3);
+        let input = normal(rows * in_features, 3, 1.0);
         let exact = exact(layer, &input);
         let mut cases = Vec::new();
         for &batch in &self.plan.batches {
@@ -275,8 +182,7 @@ impl Measuring<'_> {
         Ok(Some(Runner { name: &entry.name, int8: entry.int8, contender, error, pack, calls: 1, samples: Vec::new() }))
     }
 
-    /// Fills the samples: in each repetition every contender has its turn, so that a change of the machine's speed hits
-    /// all alike.
+    /// Fills the samples, the contenders and the profiler in turn.
     fn time(
         &self,
         runners: &mut [Runner],
@@ -292,35 +198,45 @@ impl Measuring<'_> {
             for _ in 0..3 {
                 least = least.min(runner.sample(1, input, &mut output)?.time);
             }
-            runner.calls = (sample.as_nanos() / least.as_nanos().max(1)) as u32 + 1;
+            runner.calls = calls_in(sample, least);
         }
-        let flush = Flush::new(self);
-        for repetition in 0..self.plan.repetitions {
-            for i in 0..runners.len() {
-                let number = (repetition + i) % runners.len();
-                let runner = &mut runners[number];
-                let mut sample = self.turn(runner, &flush, input, &mut output)?;
-                // Again, if another program had this CPU meanwhile: long calls would suffer more from it than short ones.
-                for _ in 0..2 {
-                    if !sample.interrupted {
-                        break;
-                    }
-                    sample = self.turn(runner, &flush, input, &mut output)?;
+        let flush = Flush::new(self.crew, self.plan.isa, self.plan.cold);
+        for i in turns(runners.len() + usize::from(profiler.is_some()), self.plan.repetitions) {
+            let Some(runner) = runners.get_mut(i) else {
+                self.profile(profiler.as_deref_mut(), runners[0].calls, &flush, input, &mut output)?;
+                continue;
+            };
+            let mut sample = self.turn(runner, &flush, input, &mut output)?;
+            // Again, if another program had this CPU meanwhile: long calls would suffer more from it than short ones.
+            for _ in 0..2 {
+                if !sample.interrupted {
+                    break;
                 }
-                let [all, interrupted] = self.samples.get();
-                let told = usize::from(self.crew.threads() == 1);
-                self.samples.set([all + told, interrupted + usize::from(sample.interrupted)]);
-                runner.samples.push(sample.time.as_secs_f64() / f64::from(runner.calls));
+                sample = self.turn(runner, &flush, input, &mut output)?;
             }
-            if let Some(profiler) = &mut profiler {
-                flush.before(input, &mut output);
-                if !self.plan.cold {
-                    warm(|| profiler.call(input, &mut output).map(|_| ()))?;
-                }
-                profiler.sample(runners[0].calls, input, &mut output)?;
-            }
+            let [all, interrupted] = self.samples.get();
+            let told = usize::from(self.crew.threads() == 1);
+            self.samples.set([all + told, interrupted + usize::from(sample.interrupted)]);
+            runner.samples.push(sample.time.as_secs_f64() / f64::from(runner.calls));
         }
         Ok(())
+    }
+
+    /// The profiler's turn: as many calls as in a sample of this crate's.
+    fn profile(
+        &self,
+        profiler: Option<&mut Profiler>,
+        calls: u32,
+        flush: &Flush,
+        input: &[f32],
+        output: &mut [f32],
+    ) -> Result<(), String> {
+        let Some(profiler) = profiler else { return Ok(()) };
+        flush.before(input, output);
+        if !self.plan.cold {
+            warm(|| profiler.call(input, output).map(|_| ()))?;
+        }
+        profiler.sample(calls, input, output)
     }
 
     fn turn(&self, runner: &mut Runner, flush: &Flush, input: &[f32], output: &mut [f32]) -> Result<Sample, String> {
@@ -360,112 +276,9 @@ impl Measuring<'_> {
     }
 }
 
-impl Runner<'_> {
-    fn sample(&mut self, calls: u32, input: &[f32], output: &mut [f32]) -> Result<Sample, String> {
-        let start = Instant::now();
-        for _ in 0..calls {
-            self.contender.run(input, output).map_err(|e| format!("{} failed: {e}", self.name))?;
-        }
-        Ok(Sample { time: start.elapsed(), interrupted: false })
-    }
-
-    fn timing(mut self) -> Timing {
-        let [low, median, high] = quartiles(&mut self.samples);
-        let (contender, Runner { int8, error, pack, .. }) = (self.name.to_string(), self);
-        Timing { contender, int8, median, low, high, error, pack }
-    }
-}
-
-/// Calls until calls get no faster: one's own data is back in the caches, which for weights of about the last one's size
-/// takes many calls, and one's own threads are awake.
-fn warm(mut call: impl FnMut() -> Result<(), String>) -> Result<(), String> {
-    const LONGEST: Duration = Duration::from_millis(20);
-    let start = Instant::now();
-    let mut least = Duration::MAX;
-    let mut since = 0;
-    while since < 3 && start.elapsed() < LONGEST {
-        let before = Instant::now();
-        call()?;
-        let time = before.elapsed();
-        since = if time < least.mul_f64(0.99) { 0 } else { since + 1 };
-        least = least.min(time);
-    }
-    Ok(())
-}
-
-/// Finds out where this crate's time goes.
-struct Profiler {
-    layer: QuantizedLinear,
-    /// Seconds of each call: quantizing, multiplying, the rest.
-    parts: [Vec<f64>; 3],
-}
-
-impl Profiler {
-    fn new(layer: Layer) -> Result<Self, String> {
-        Ok(Self { layer: quantized(layer)?, parts: [const { Vec::new() }; 3] })
-    }
-
-    fn call(&self, input: &[f32], output: &mut [f32]) -> Result<Profile, String> {
-        self.layer.profile(input, output).map_err(|e| e.to_string())
-    }
-
-    fn sample(&mut self, calls: u32, input: &[f32], output: &mut [f32]) -> Result<(), String> {
-        for _ in 0..calls {
-            let Profile { range, quantize, multiply, rest } = self.call(input, output)?;
-            let seconds = [range + quantize, multiply, rest].map(|part| part.as_secs_f64());
-            self.parts.iter_mut().zip(seconds).for_each(|(part, seconds)| part.push(seconds));
-        }
-        Ok(())
-    }
-
-    fn split(self) -> Split {
-        let [quantize, multiply, rest] = self.parts.map(|mut part| quartiles(&mut part)[1]);
-        Split { quantize, multiply, rest }
-    }
-}
-
-/// What comes before each sample.
-struct Flush<'a> {
-    crew: &'a Crew,
-    isa: Isa,
-    /// Larger than the caches, for every thread to read; empty if they shall stay warm.
-    buffer: Vec<Block>,
-}
-
-impl<'a> Flush<'a> {
-    fn new(measuring: &'a Measuring) -> Self {
-        let Measuring { plan, crew, .. } = *measuring;
-        let buffer = limits::buffer(if plan.cold { 2 * limits::last_cache() } else { 0 });
-        Self { crew, isa: plan.isa, buffer }
-    }
-
-    /// Empties the caches of all but the input and the output, which in a service were just used; and lets the other
-    /// contenders' threads come to rest.
-    fn before(&self, input: &[f32], output: &mut [f32]) {
-        if !self.buffer.is_empty() {
-            self.crew.run(&|_| limits::read(&self.buffer, self.isa));
-            std::hint::black_box(input.iter().sum::<f32>());
-            output.fill(0.0);
-        }
-        self.crew.rest();
-    }
-}
-
 /// x·Wᵀ + b in float64.
 fn exact(layer: Layer, input: &[f32]) -> Vec<f64> {
-    let dot = |a: &[f32], b: &[f32]| {
-        // Several sums at once, for speed.
-        const LANES: usize = 8;
-        let mut sums = [0.0; LANES];
-        let (a, b) = (a.chunks(LANES), b.chunks(LANES));
-        a.zip(b).for_each(|(a, b)| {
-            sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += f64::from(*a) * f64::from(*b));
-        });
-        sums.iter().sum::<f64>()
-    };
-    let rows = input.chunks_exact(layer.in_features);
-    let weights = || layer.weight.chunks_exact(layer.in_features).zip(layer.bias);
-    rows.flat_map(|row| weights().map(move |(weight, bias)| dot(row, weight) + f64::from(*bias))).collect()
+    linear_f64(input, layer.weight, layer.in_features, layer.bias)
 }
 
 /// ‖y − exact‖ / ‖exact‖, over as many calls as the input is for; a call takes and gives so many values.
@@ -475,26 +288,11 @@ fn error(
     exact: &[f64],
     (inputs, outputs): (usize, usize),
 ) -> Result<f64, String> {
-    let (mut error, mut size) = (0.0, 0.0);
-    for (input, exact) in input.chunks_exact(inputs).zip(exact.chunks_exact(outputs)) {
-        let mut output = vec![f32::NAN; outputs]; // which is found if it stays
-        contender.run(input, &mut output)?;
-        for (&y, exact) in output.iter().zip(exact) {
-            error += (f64::from(y) - exact).powi(2);
-            size += exact.powi(2);
-        }
+    let mut output = vec![f32::NAN; exact.len()]; // which is found if it stays
+    for (input, output) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(outputs)) {
+        contender.run(input, output)?;
     }
-    Ok(if error == 0.0 { 0.0 } else { (error / size).sqrt() })
-}
-
-/// The lower quartile, the median, the upper quartile; between two values in proportion.
-fn quartiles(values: &mut [f64]) -> [f64; 3] {
-    values.sort_by(f64::total_cmp);
-    [0.25, 0.5, 0.75].map(|part| {
-        let position = part * (values.len() - 1) as f64;
-        let (low, high) = (values[position.floor() as usize], values[position.ceil() as usize]);
-        low + (high - low) * position.fract()
-    })
+    Ok(relative_error(&output, exact))
 }
 
 #[cfg(test)]
@@ -516,25 +314,13 @@ mod tests {
     }
 
     #[test]
-    fn exact_is_what_a_hand_computes() {
-        assert_eq!(exact(LAYER, &[1.0, 0.0, -1.0, 2.0, 1.0, 0.5]), [-1.5, -2.5, 6.0, 15.5]);
-    }
-
-    #[test]
     fn whatever_a_contender_gets_wrong_is_in_its_error() {
-        let input = normal(12, 1);
+        let input = normal(12, 1, 1.0);
         let exact = exact(LAYER, &input);
         let error = |change| error(&mut Changed(change), &input, &exact, (6, 4)).unwrap();
         assert!(error(|_| ()) < 1e-6);
         assert!(error(|y| y[3] += 0.5) > 0.01);
         assert!(error(|y| y[0] = f32::NAN).is_nan());
         assert!(error(|y| y.swap(0, 1)) > 0.01);
-    }
-
-    #[test]
-    fn quartiles_of_few_and_of_many() {
-        assert_eq!(quartiles(&mut [3.0]), [3.0; 3]);
-        assert_eq!(quartiles(&mut [9.0, 1.0, 2.0, 8.0, 5.0]), [2.0, 5.0, 8.0]);
-        assert_eq!(quartiles(&mut [3.0, 1.0, 2.0]), [1.5, 2.0, 2.5]);
     }
 }

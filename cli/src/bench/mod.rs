@@ -1,25 +1,31 @@
 //! `fbgemm bench`: this crate against fp32 and other int8, case by case, and against the machine's own limits.
 
+mod advice;
 mod blas;
 mod contender;
 mod fp32;
 mod limits;
 mod measure;
 mod others;
+mod ours;
 mod output;
 mod plot;
+mod profile;
 mod result;
+mod runner;
 mod shapes;
 mod threads;
 
+use crate::stdio::{complain, print, say};
 use crate::{Exit, info};
-use fbgemm::{Advice, LayerTiming};
+use advice::{Advice, LayerTiming};
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Measured, Plan};
 use result::{Case, Machine, Run};
 use shapes::{Preset, Shape};
+use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// This crate's name among the contenders.
 const OURS: &str = "fbgemm";
@@ -62,7 +68,7 @@ pub struct Bench {
     /// Print one line for each case and contender, comma-separated
     #[arg(long)]
     csv: bool,
-    /// Draw speed-up, time and error into this folder, as SVG and PNG
+    /// Draw speed-up, time and error into this folder, as SVG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
     /// This crate's other ways to quantize, too: in seven bits per channel and row, and in fp16
@@ -74,14 +80,14 @@ pub struct Bench {
 }
 
 /// Measures, and prints what was found.
-pub fn run(arguments: &Bench) -> Exit {
+pub fn run(arguments: &Bench) -> io::Result<Exit> {
     let isa = match fbgemm::cpu_support() {
         Ok(isa) => isa,
-        Err(e) => return Exit::refused(&e),
+        Err(e) => return Ok(Exit::refused(&e)),
     };
     let said = |exit: Exit| {
         move |e: String| {
-            eprintln!("error: {e}");
+            complain!("error: {e}");
             exit
         }
     };
@@ -94,25 +100,25 @@ pub fn run(arguments: &Bench) -> Exit {
         let Measured { cases, limits, interrupted } = measured.map_err(said(Exit::CheckFailed))?;
         if interrupted > 0.1 && !plan.quick {
             let share = 100.0 * interrupted;
-            eprintln!("warning: other programs interrupted {share:.0}% of the samples; this machine is not at rest");
+            complain!("warning: other programs interrupted {share:.0}% of the samples; this machine is not at rest");
         }
         let run = Run { machine: machine(&plan), limits, cases };
         let advice = arguments.model.is_some().then(|| advice(&plan, &run.cases)).flatten();
-        if arguments.json {
-            println!("{}", output::json(&run, advice.as_ref()));
+        let printed = if arguments.json {
+            say!("{}", output::json(&run, advice.as_ref()))
         } else if arguments.csv {
-            print!("{}", output::csv(&run));
+            print(format_args!("{}", output::csv(&run)))
         } else {
-            print!("{}", output::text(&run, advice.as_ref(), plan.quick));
-        }
+            print(format_args!("{}", output::text(&run, advice.as_ref(), plan.quick)))
+        };
         if let Some(folder) = &arguments.plot {
             for file in plot::draw(&run, folder).map_err(said(Exit::BadInput))? {
-                eprintln!("drawn: {}", file.display());
+                complain!("drawn: {}", file.display());
             }
         }
-        Ok(Exit::Done)
+        Ok(printed.map(|()| Exit::Done))
     });
-    result.unwrap_or_else(|exit| exit)
+    result.unwrap_or_else(Ok)
 }
 
 fn plan(arguments: &Bench, isa: fbgemm::Isa) -> Result<Plan, String> {
@@ -201,11 +207,9 @@ fn advice(plan: &Plan, cases: &[Case]) -> Option<Advice> {
             (&case.source, &case.layer, case.threads) == (&shape.source, &shape.names[0], plan.threads[0])
         };
         for case in cases.iter().filter(of_shape) {
-            let seconds = Duration::from_secs_f64;
-            let (int8, fp32) = (seconds(case.ours().median), seconds(case.best_fp32()?.median));
+            let speed_up = case.speed_up()?;
             let (out_features, in_features, batch) = (case.out_features, case.in_features, case.batch);
-            let timing =
-                |name: &String| LayerTiming { name: name.clone(), out_features, in_features, batch, int8, fp32 };
+            let timing = |name: &String| LayerTiming { name: name.clone(), out_features, in_features, batch, speed_up };
             timings.extend(shape.names.iter().map(timing));
         }
     }
@@ -216,6 +220,7 @@ fn advice(plan: &Plan, cases: &[Case]) -> Option<Advice> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn days_are_those_of_the_calendar() {

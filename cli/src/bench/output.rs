@@ -1,10 +1,10 @@
 //! What was measured, as tables, JSON and CSV.
 
 use super::OURS;
+use super::advice::Advice;
 use super::result::{Case, Run, Timing};
 use crate::table;
-use fbgemm::Advice;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// All of it, for people.
 pub fn text(run: &Run, advice: Option<&Advice>, quick: bool) -> String {
@@ -25,7 +25,8 @@ Parts: fbgemm's on one thread, in microseconds; quantize: the input's range, and
 output's conversion. Pack: milliseconds from the fp32 weight to the one that is used.
 ";
     if let Some(advice) = advice {
-        text += &format!("\nfbgemm against the best fp32 of each case, {}:\n{advice}", threads(run.cases[0].threads));
+        let threads = threads(run.cases[0].threads);
+        text += &format!("\nfbgemm against the best fp32 of each case, {threads}:\n{}", advice.text());
     }
     text
 }
@@ -167,11 +168,7 @@ fn parts(run: &Run, names: &[&str]) -> String {
 pub fn json(run: &Run, advice: Option<&Advice>) -> Value {
     let mut value = serde_json::to_value(run).expect("numbers and texts, with texts as keys");
     if let Some(advice) = advice {
-        let layers = advice.layers.iter().map(|layer| {
-            let speed_ups = layer.speed_ups.iter().map(|(batch, faster)| json!({"batch": batch, "speed_up": faster}));
-            json!({"layer": layer.name, "gains": layer.gains(), "speed_ups": speed_ups.collect::<Vec<_>>()})
-        });
-        value["advice"] = json!({"layers": layers.collect::<Vec<_>>(), "exclude": advice.exclude});
+        value["advice"] = advice.json();
     }
     value
 }

@@ -2,6 +2,7 @@
 
 use crate::quantize;
 use fbgemm::{ModelFile, QuantizeOptions, join_name, quantize_checkpoint};
+use fbgemm_testkit::random::normal;
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -92,7 +93,7 @@ pub fn parse(text: &str) -> Result<(usize, usize), String> {
 
 /// What `fbgemm quantize` would quantize of a checkpoint; those of one shape together, with the first one's weight.
 pub fn model(path: &Path) -> Result<Vec<Shape>, String> {
-    let about = |e: fbgemm::Error| format!("{}: {e}", path.display());
+    let about = |e: fbgemm::Error| format!("{}: {}", path.display(), e.chain());
     let bytes = quantize::map(path)?;
     let file = ModelFile::parse(&bytes).map_err(about)?;
     let report = quantize_checkpoint(&file, &QuantizeOptions::new(), None, &mut |_, _| ()).map_err(about)?;
@@ -131,35 +132,12 @@ impl Shape {
             return (weight.into(), bias.into());
         }
         // About as initialized in PyTorch, so that outputs are about as large as inputs.
-        let mut weight = normal(self.out_features * self.in_features, 1);
-        let scale = 1.0 / (self.in_features as f32).sqrt();
-        weight.iter_mut().for_each(|w| *w *= scale);
-        (weight.into(), normal(self.out_features, 2).into())
+        let weight = normal(self.out_features * self.in_features, 1, 1.0 / (self.in_features as f32).sqrt());
+        (weight.into(), normal(self.out_features, 2, 1.0).into())
     }
 
     /// How far int8's results may be off, relatively: the weight's own error is not the contender's fault.
     pub fn tolerance(&self) -> f64 {
         0.1 + self.real.as_ref().map_or(0.0, |(_, _, error)| 2.0 * error)
     }
-}
-
-/// Normally distributed numbers, the same for the same seed.
-pub fn normal(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    // SplitMix64; the upper half, in (0, 1).
-    let mut uniform = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 32) as f32 + 0.5) / 4_294_967_296.0
-    };
-    let mut values = Vec::with_capacity(len + 1);
-    while values.len() < len {
-        // Box and Muller: two at a time.
-        let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f32::consts::TAU * uniform());
-        values.extend([radius * angle.cos(), radius * angle.sin()]);
-    }
-    values.truncate(len);
-    values
 }

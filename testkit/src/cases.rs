@@ -1,16 +1,28 @@
 //! Case files: inputs and exact outputs of PyTorch's operators (format "fbgemm-cases-1").
 
+use crate::files::{EXTENSION, golden, golden_folder, names_in};
 use fbgemm::Isa;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 /// The format that this version reads.
 pub const FORMAT: &str = "fbgemm-cases-1";
 
-/// A case file's bytes, parsed.
-pub struct CaseFile<'a> {
-    tensors: SafeTensors<'a>,
+/// Metadata that names a file beside it, which has more of the cases' tensors.
+const INPUTS: &str = "inputs";
+
+/// A case file, with what another one holds of its cases.
+pub struct CaseFile {
     metadata: HashMap<String, String>,
+    /// By name, as "case/name".
+    tensors: BTreeMap<String, Tensor>,
+}
+
+struct Tensor {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
 }
 
 /// One case: an operator's name and parameters, and its tensors.
@@ -20,20 +32,51 @@ pub struct Case<'a> {
     /// The operator.
     pub op: String,
     parameters: serde_json::Value,
-    tensors: BTreeMap<String, TensorView<'a>>,
+    tensors: BTreeMap<&'a str, &'a Tensor>,
 }
 
-impl<'a> CaseFile<'a> {
-    /// Parses a file's bytes.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
+impl CaseFile {
+    /// Reads a file and, where its metadata has `inputs`, the file of that name beside it: from there come the tensors,
+    /// equal on all kinds of CPU, that cases named in this one's metadata don't have in this one.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let mut file = Self::read_alone(path)?;
+        let Some(name) = file.metadata.get(INPUTS) else { return Ok(file) };
+        let about = |e: String| format!("the file of its inputs, {name:?}: {e}");
+        if Path::new(name).file_name().is_none_or(|plain| plain != name.as_str()) {
+            return Err(about("expected the name of a file beside it".into()));
+        }
+        let shared = Self::read_alone(&path.with_file_name(name)).map_err(about)?;
+        for (name, tensor) in shared.tensors {
+            let Some((case, _)) = name.rsplit_once('/') else { continue };
+            if file.metadata.contains_key(case) && file.tensors.insert(name.clone(), tensor).is_some() {
+                return Err(format!("tensor {name:?} is there twice, in the file and in that of its inputs"));
+            }
+        }
+        Ok(file)
+    }
+
+    fn read_alone(path: &Path) -> Result<Self, String> {
+        let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+        let not_one = |e| format!("not a safetensors file: {e}");
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(not_one)?;
         let metadata = header.metadata().clone().unwrap_or_default();
         match metadata.get("format").map(String::as_str) {
             Some(FORMAT) => {}
             other => return Err(format!("its format is {other:?}, expected {FORMAT:?}")),
         }
-        let tensors = SafeTensors::deserialize(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
-        Ok(Self { tensors, metadata })
+        let owned = |(name, view): (String, TensorView)| {
+            (name, Tensor { dtype: view.dtype(), shape: view.shape().to_vec(), data: view.data().to_vec() })
+        };
+        let tensors = SafeTensors::deserialize(&bytes).map_err(not_one)?.tensors().into_iter().map(owned).collect();
+        Ok(Self { metadata, tensors })
+    }
+
+    /// The name of the file beside it that has more of its cases' tensors, if it has one.
+    pub fn inputs(&self) -> Option<&str> {
+        self.metadata.get(INPUTS).map(String::as_str)
     }
 
     /// The kind of CPU that the cases were made on: FBGEMM's own word for it where the file has it, else PyTorch's.
@@ -63,9 +106,12 @@ impl<'a> CaseFile<'a> {
     }
 
     /// The cases in order of their names.
-    pub fn cases(&self) -> Result<Vec<Case<'a>>, String> {
-        let mut cases: BTreeMap<String, Case<'a>> = BTreeMap::new();
-        for (full, tensor) in self.tensors.tensors() {
+    ///
+    /// # Errors
+    /// What is wrong with the metadata.
+    pub fn cases(&self) -> Result<Vec<Case<'_>>, String> {
+        let mut cases: BTreeMap<&str, Case> = BTreeMap::new();
+        for (full, tensor) in &self.tensors {
             let (case, name) =
                 full.rsplit_once('/').ok_or_else(|| format!("tensor {full:?} has no case, expected <case>/<name>"))?;
             if !cases.contains_key(case) {
@@ -74,12 +120,29 @@ impl<'a> CaseFile<'a> {
                     serde_json::from_str(about).map_err(|e| format!("case {case:?}: its metadata is no JSON: {e}"))?;
                 let op = parameters["op"].as_str().ok_or_else(|| format!("case {case:?} names no op"))?.to_string();
                 let new = Case { name: case.to_string(), op, parameters, tensors: BTreeMap::new() };
-                cases.insert(case.to_string(), new);
+                cases.insert(case, new);
             }
-            cases.get_mut(case).expect("inserted above").tensors.insert(name.to_string(), tensor);
+            cases.get_mut(case).expect("inserted above").tensors.insert(name, tensor);
         }
         Ok(cases.into_values().collect())
     }
+}
+
+/// This repository's golden case files by name, but for those that others take their inputs from.
+///
+/// # Panics
+/// Where one can't be read.
+pub fn stored() -> Vec<(String, CaseFile)> {
+    let read = |name: String| {
+        let file = CaseFile::read(&golden(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        (name, file)
+    };
+    let names = names_in(&golden_folder()).into_iter();
+    let names = names.filter_map(|name| Some(name.strip_suffix(EXTENSION)?.to_string()));
+    let mut all: Vec<_> = names.map(read).collect();
+    let shared: Vec<String> = all.iter().filter_map(|(_, file)| file.inputs().map(String::from)).collect();
+    all.retain(|(name, _)| !shared.contains(&format!("{name}{EXTENSION}")));
+    all
 }
 
 /// A number type that case files store.
@@ -114,6 +177,9 @@ impl Case<'_> {
     }
 
     /// The weight that is stored quantized, with its scales as PyTorch packs them.
+    ///
+    /// # Errors
+    /// What the case lacks, or what is wrong with it.
     pub fn q_weight(&self) -> Result<fbgemm::Result<fbgemm::QuantizedWeight>, String> {
         let (shape, data) = self.tensor::<i8>("q_weight")?;
         let [n, k] = shape[..] else {
@@ -135,11 +201,17 @@ impl Case<'_> {
     }
 
     /// A float bias, where the case has one.
+    ///
+    /// # Errors
+    /// What the case lacks, or what is wrong with it.
     pub fn bias(&self) -> Result<Option<Vec<f32>>, String> {
         if self.has("bias") { Ok(Some(self.tensor("bias")?.1)) } else { Ok(None) }
     }
 
     /// What the values of the input or output, unsigned 8 bits, stand for.
+    ///
+    /// # Errors
+    /// What the case lacks, or what is wrong with it.
     pub fn u8_params(&self, of: &str) -> Result<fbgemm::Result<fbgemm::U8Params>, String> {
         let (_, scale) = self.tensor::<f64>(&format!("{of}_scale"))?;
         let (_, zero_point) = self.tensor::<i64>(&format!("{of}_zero_point"))?;
@@ -152,13 +224,16 @@ impl Case<'_> {
     }
 
     /// A tensor's shape and values.
+    ///
+    /// # Errors
+    /// What the case lacks, or what is wrong with it.
     pub fn tensor<T: Element>(&self, name: &str) -> Result<(Vec<usize>, Vec<T>), String> {
         let tensor = self.tensors.get(name).ok_or_else(|| format!("case {:?} has no tensor {name:?}", self.name))?;
-        if tensor.dtype() != T::DTYPE {
-            let (given, expected) = (tensor.dtype(), T::DTYPE);
+        if tensor.dtype != T::DTYPE {
+            let (given, expected) = (tensor.dtype, T::DTYPE);
             return Err(format!("case {:?}: {name} is {given:?}, expected {expected:?}", self.name));
         }
-        let values = tensor.data().chunks_exact(size_of::<T>()).map(T::read).collect();
-        Ok((tensor.shape().to_vec(), values))
+        let values = tensor.data.chunks_exact(size_of::<T>()).map(T::read).collect();
+        Ok((tensor.shape.clone(), values))
     }
 }

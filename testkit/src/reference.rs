@@ -1,9 +1,12 @@
-//! The same arithmetic in plain Rust, written from its description: integers, and each float step by itself.
+//! FBGEMM's and PyTorch's arithmetic in plain Rust, written from its description: integers, and each float step by itself;
+//! and the exact results of fp32 layers.
 
 /// Scale and zero point of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Params {
+    /// Of one step.
     pub scale: f32,
+    /// The step that stands for 0.
     pub zero_point: i32,
 }
 
@@ -37,23 +40,29 @@ pub fn choose_params(min: f32, max: f32, qmin: i32, qmax: i32) -> Params {
     Params { scale, zero_point }
 }
 
+/// One value, in steps.
 pub fn quantize(x: f32, params: Params, qmin: i32, qmax: i32) -> i32 {
     let scaled = (x * (1.0 / params.scale)).min(2_147_483_520.0);
     // `as` saturates where the instruction gives the smallest number; both are clamped to the same end.
     (scaled.round_ties_even() as i32).saturating_add(params.zero_point).clamp(qmin, qmax)
 }
 
+/// The smallest and the largest value.
 pub fn range(values: &[f32]) -> (f32, f32) {
     values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)))
 }
 
 /// A quantized weight: values, column offsets, parameters.
 pub struct Weight {
+    /// Row by row, from -128 to 127.
     pub data: Vec<i32>,
+    /// Each row's sum, less its zero points.
     pub col_offsets: Vec<i32>,
+    /// Of the whole weight.
     pub params: Params,
 }
 
+/// As PyTorch's `fbgemm_linear_quantize_weight`.
 pub fn quantize_weight(weight: &[f32], in_features: usize) -> Weight {
     let (min, max) = range(weight);
     let params = choose_params(min, max, -128, 127);
@@ -63,7 +72,7 @@ pub fn quantize_weight(weight: &[f32], in_features: usize) -> Weight {
     Weight { data, col_offsets, params }
 }
 
-/// `exact`: sums of two products are not clamped to 16 bits (VNNI).
+/// x·Wᵀ + b with the input's own parameters. `exact`: sums of two products are not clamped to 16 bits (VNNI).
 pub fn linear(input: &[f32], weight: &Weight, in_features: usize, bias: Option<&[f32]>, exact: bool) -> Vec<f32> {
     let (min, max) = range(input);
     let params = choose_params(min, max, 0, 255);
@@ -141,4 +150,32 @@ pub fn linear_static(
         }
     }
     output
+}
+
+/// x·Wᵀ + b in float64, from the fp32 weight (rows of `in_features`).
+pub fn linear_f64(input: &[f32], weight: &[f32], in_features: usize, bias: &[f32]) -> Vec<f64> {
+    let dot = |a: &[f32], b: &[f32]| {
+        // Several sums at once, for speed.
+        const LANES: usize = 8;
+        let mut sums = [0.0; LANES];
+        let (a, b) = (a.chunks(LANES), b.chunks(LANES));
+        a.zip(b).for_each(|(a, b)| {
+            sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += f64::from(*a) * f64::from(*b));
+        });
+        sums.iter().sum::<f64>()
+    };
+    let rows = input.chunks_exact(in_features);
+    let weights = || weight.chunks_exact(in_features).zip(bias);
+    rows.flat_map(|row| weights().map(move |(weight, bias)| dot(row, weight) + f64::from(*bias))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linear_f64_is_what_a_hand_computes() {
+        let (input, weight) = ([1.0, 0.0, -1.0, 2.0, 1.0, 0.5], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(linear_f64(&input, &weight, 3, &[0.5, -0.5]), [-1.5, -2.5, 6.0, 15.5]);
+    }
 }

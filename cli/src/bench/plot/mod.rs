@@ -1,0 +1,42 @@
+//! Draws a run: speed-up, time and error, each as SVG.
+
+mod axes;
+mod labels;
+mod marks;
+mod panels;
+mod pictures;
+mod svg;
+#[cfg(test)]
+mod tests;
+
+use super::result::{Case, Run};
+use pictures::{error, speed_up, time};
+use std::path::{Path, PathBuf};
+use std::{fs, process};
+
+/// Draws `run` into `folder`, which it makes where there is none, and returns the files.
+///
+/// `speed-up` needs a contender in fp32; without one only `time` and `error` are drawn.
+pub fn draw(run: &Run, folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let cases: Vec<&Case> = run.cases.iter().filter(|case| !case.timings.is_empty()).collect();
+    if cases.is_empty() {
+        return Err("there is nothing to draw: no case was timed".to_string());
+    }
+    fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let drawings =
+        [("speed-up", speed_up(run, &cases)), ("time", Some(time(run, &cases))), ("error", Some(error(run, &cases)))];
+    let mut files = Vec::new();
+    for (name, drawing) in drawings {
+        let Some(drawing) = drawing else { continue };
+        let file = folder.join(format!("{name}.svg"));
+        // Renamed when whole, so that nobody ever reads half a picture.
+        let part = folder.join(format!(".{name}.svg.{}", process::id()));
+        let written = fs::write(&part, drawing.svg()).and_then(|()| fs::rename(&part, &file));
+        if let Err(e) = written {
+            let _ = fs::remove_file(&part); // the first error is the one to tell
+            return Err(format!("{}: {e}", file.display()));
+        }
+        files.push(file);
+    }
+    Ok(files)
+}

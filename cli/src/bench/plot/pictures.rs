@@ -1,0 +1,222 @@
+//! The three drawings: speed-up, time and error.
+
+use super::axes::{Scale, good, power, ratio, seconds};
+use super::labels::{Names, kind, layer_name, shortened, width};
+use super::marks::{Anchor, BAND, COLORS, DOT, Drawing, GRID, HEADING, INK, LABEL, MARGIN, SOFT, WIDTH, look, middle};
+use super::panels::{Panel, Series, Value, Words, label_width};
+use crate::bench::result::{Case, Run};
+
+// More than these are not readable at a glance; what is left out is said.
+const MOST_PANELS: usize = 12;
+const FEW_PANELS: usize = 6;
+const MOST_LINES: usize = 2 * COLORS.len();
+const MOST_ROWS: usize = 24;
+
+/// Speed-up over the best fp32 contender by batch size: a panel for each source and number of threads, a line for each
+/// shape.
+pub fn speed_up(run: &Run, cases: &[&Case]) -> Option<Drawing> {
+    let cases: Vec<&Case> = cases.iter().copied().filter(|case| case.speed_up().is_some_and(good)).collect();
+    let groups = group(&cases, |case| (case.source.as_str(), case.threads));
+    let chosen = spread(&groups, MOST_PANELS);
+    let mut note = String::new();
+    if chosen.len() < groups.len() {
+        note += &format!(" {} of {} panels are shown.", chosen.len(), groups.len());
+    }
+
+    let mut panels = Vec::new();
+    let names = Names::new(&cases);
+    let most = label_width(chosen.len());
+    let mut shapes_left_out = false;
+    for ((source, threads), cases) in chosen {
+        let mut shapes = group(cases, shape);
+        shapes.sort_by_key(|(shape, _)| *shape);
+        shapes_left_out |= shapes.len() > MOST_LINES;
+        let series = spread(&shapes, MOST_LINES).into_iter().enumerate().map(|(i, (_, cases))| Series {
+            label: layer_name(cases[0], most),
+            look: look(i),
+            main: false,
+            points: cases.iter().filter_map(|case| Some(Value::exact(case, case.speed_up()?))).collect(),
+        });
+        // A source's panels share their scale, so that numbers of threads can be compared.
+        let of_source = || groups.iter().filter(|((s, _), _)| s == source).flat_map(|(_, cases)| cases);
+        let speed_ups = || of_source().filter_map(|case| case.speed_up());
+        let (low, high) = (speed_ups().fold(0.8, f64::min), speed_ups().fold(1.6, f64::max));
+        let y = Scale::new(low, high, 2., &[1., 1.5], ratio);
+        panels.push(Panel { heading: names.panel(source, *threads), y, series: series.collect() });
+    }
+    if shapes_left_out {
+        note += &format!(" At most {MOST_LINES} layers to a panel, from small to large.");
+    }
+    let subtitle = format!(
+        "Time of the best fp32 ({}) divided by {}'s; higher is better. Layers: inputs→outputs.{note}",
+        contenders(&cases, |int8| !int8).iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
+        cases.first()?.ours().contender,
+    );
+    let page = Drawing::page("How many times faster int8 is than fp32", &subtitle);
+    let words = Words { y: "speed-up over the best fp32", losing: Some("below 1×: int8 is slower") };
+    Some(page.panels(run, &cases, &panels, words))
+}
+
+/// Time for a call by batch size: a panel for each shape, a line for each contender.
+pub fn time(run: &Run, cases: &[&Case]) -> Drawing {
+    let names = Names::new(cases);
+    let mut groups = group(cases, |case| (case.threads, shape(case), case.source.as_str()));
+    groups.sort_by_key(|(key, _)| *key);
+    // One number of threads at a time is enough of a choice; the speed-up shows the others.
+    let single = groups[0].0.0;
+    let all = groups.len();
+    if all > FEW_PANELS {
+        groups.retain(|((threads, ..), _)| *threads == single);
+    }
+    let chosen = spread(&groups, FEW_PANELS);
+    let note = match chosen.len() < all {
+        true => format!(" {} of {all} cases are shown, by the layer's size.", chosen.len()),
+        false => String::new(),
+    };
+
+    let contenders = contenders(cases, |_| true);
+    let mut panels = Vec::new();
+    let most = label_width(chosen.len());
+    for ((threads, _, source), cases) in chosen {
+        let mut series: Vec<Series> = Vec::new();
+        for (i, (contender, int8)) in contenders.iter().enumerate() {
+            let timings = cases.iter().flat_map(|case| case.timings.iter().map(move |timing| (case, timing)));
+            let points: Vec<Value> = timings
+                .filter(|(_, timing)| timing.contender == *contender && good(timing.median))
+                .map(|(case, timing)| Value {
+                    batch: case.batch,
+                    value: timing.median,
+                    low: if good(timing.low) { timing.low } else { timing.median },
+                    high: if good(timing.high) { timing.high } else { timing.median },
+                })
+                .collect();
+            if !points.is_empty() {
+                let label = shortened(&kind(contender, *int8), LABEL, i == 0, most);
+                series.push(Series { label, look: look(i), main: i == 0, points });
+            }
+        }
+        // Without a single good time there is no range, and nothing to draw in it.
+        let points = || series.iter().flat_map(|series| &series.points);
+        let low = points().map(|point| point.low).reduce(f64::min).unwrap_or(1e-6);
+        let high = points().map(|point| point.high).fold(low, f64::max);
+        let y = Scale::new(low, high, 10., &[1., 2., 5.], seconds);
+        // Both parts have to be readable, however long.
+        let panel = shortened(&names.panel(source, *threads), HEADING, true, 180.);
+        let layer = layer_name(cases[0], 240.);
+        let heading = if panel.is_empty() { layer } else { format!("{panel}: {layer}") };
+        // Ours is drawn last, on top.
+        series.reverse();
+        panels.push(Panel { heading, y, series });
+    }
+    let scales = if panels.len() > 1 { " Each panel has its own scale." } else { "" };
+    let subtitle = format!(
+        "Medians, with quartiles as thin upright lines; lower is better.{scales} Layers: inputs→outputs.{note}"
+    );
+    let page = Drawing::page("Time for one call, by batch size", &subtitle);
+    page.panels(run, cases, &panels, Words { y: "time for a call", losing: None })
+}
+
+/// Error against float64: a row for each shape, a dot for each contender.
+pub fn error(run: &Run, cases: &[&Case]) -> Drawing {
+    const LANE: f32 = 10.;
+    let sources: Vec<&str> = group(cases, |case| case.source.as_str()).into_iter().map(|(source, _)| source).collect();
+    let mut rows = group(cases, |case| (case.source.as_str(), shape(case)));
+    // Sources stay in their order, in which a table has them too.
+    rows.sort_by_key(|((source, shape), _)| (sources.iter().position(|s| s == source), *shape));
+    let chosen = spread(&rows, MOST_ROWS);
+    let contenders = contenders(cases, |_| true);
+
+    let mut subtitle = "Relative error ‖y − exact‖ / ‖exact‖, exact in float64 from the fp32 weight; further left is \
+                        better, 10⁻² is 1 %. Dots: the largest over batch sizes and threads, bars from the smallest. \
+                        Layers: inputs→outputs."
+        .to_string();
+    if chosen.len() < rows.len() {
+        subtitle += &format!(" {} of {} layers are shown.", chosen.len(), rows.len());
+    }
+    let mut page = Drawing::page("How far results are from exact ones", &subtitle);
+    page.legend(&contenders);
+
+    let errors = || cases.iter().flat_map(|case| &case.timings).map(|timing| timing.error).filter(|e| good(*e));
+    let x = Scale::new(errors().fold(1e-7, f64::min), errors().fold(1e-2, f64::max), 10., &[1.], power);
+    let names: Vec<String> = chosen.iter().map(|(_, cases)| layer_name(cases[0], 320.)).collect();
+    let left = MARGIN + names.iter().map(|name| width(name, LABEL, false)).fold(0., f32::max) + 24.;
+    let right = WIDTH - MARGIN;
+    let place = |value: f64| left + x.at(value) * (right - left);
+    // int8 and fp32 lie far apart, and share lanes.
+    let lanes = |int8: bool| contenders.iter().filter(move |(_, kind)| *kind == int8);
+    let height = (lanes(true).count().max(lanes(false).count()) as f32 * LANE + 8.).max(26.);
+
+    let top = page.height;
+    let mut middles = Vec::new();
+    for (i, (((source, _), _), name)) in chosen.iter().zip(&names).enumerate() {
+        if sources.len() > 1 && (i == 0 || *source != chosen[i - 1].0.0) {
+            let text = shortened(source, LABEL, true, left - MARGIN - 8.);
+            page.text((MARGIN, page.height + 18.), &text, LABEL, true, INK, Anchor::Start);
+            page.height += 26.;
+        }
+        let y = page.height + height / 2.;
+        if i % 2 == 0 {
+            page.area((MARGIN, page.height), (right - MARGIN, height), BAND);
+        }
+        page.text((left - 16., middle(y, LABEL)), name, LABEL, false, INK, Anchor::End);
+        middles.push(y);
+        page.height += height;
+    }
+    let bottom = page.height;
+    for (value, label) in &x.ticks {
+        page.line(vec![(place(*value), top), (place(*value), bottom)], GRID, 1.);
+        page.text((place(*value), bottom + 20.), label, LABEL, false, SOFT, Anchor::Middle);
+    }
+    for ((_, cases), y) in chosen.into_iter().zip(middles) {
+        for (i, (contender, int8)) in contenders.iter().enumerate() {
+            let lane = lanes(*int8).position(|(name, _)| name == contender).unwrap_or(0);
+            let y = y + (lane as f32 - (lanes(*int8).count() - 1) as f32 / 2.) * LANE;
+            let timings = cases.iter().flat_map(|case| &case.timings).filter(|timing| timing.contender == *contender);
+            let errors: Vec<f64> = timings.map(|timing| timing.error).filter(|e| good(*e)).collect();
+            let Some(high) = errors.iter().copied().reduce(f64::max) else { continue };
+            let low = errors.iter().copied().fold(high, f64::min);
+            let (color, hollow) = look(i);
+            page.line(vec![(place(low), y), (place(high), y)], color, 2.);
+            page.dot((place(high), y), DOT, color, hollow);
+        }
+    }
+    page.text(((left + right) / 2., bottom + 42.), "relative error", LABEL, false, SOFT, Anchor::Middle);
+    page.height = bottom + 58.;
+    page.footer(run, cases);
+    page
+}
+
+/// What tells a source's layers apart, small ones first: its name too, should two of a shape have been given.
+fn shape(case: &Case) -> (usize, usize, &str) {
+    (case.in_features * case.out_features, case.in_features, &case.layer)
+}
+
+/// Groups by `key`, in the order of first appearance.
+fn group<'a, K: PartialEq>(cases: &[&'a Case], key: impl Fn(&'a Case) -> K) -> Vec<(K, Vec<&'a Case>)> {
+    let mut groups: Vec<(K, Vec<&Case>)> = Vec::new();
+    for case in cases {
+        let key = key(case);
+        match groups.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, group)) => group.push(case),
+            None => groups.push((key, vec![case])),
+        }
+    }
+    groups
+}
+
+/// At most `most` of `all`, evenly, the first and the last among them.
+pub fn spread<T>(all: &[T], most: usize) -> Vec<&T> {
+    let count = all.len().min(most);
+    (0..count).map(|i| &all[i * (all.len() - 1) / (count - 1).max(1)]).collect()
+}
+
+/// The contenders that `wanted` says yes to, told whether they are int8, ours first.
+fn contenders<'a>(cases: &[&'a Case], wanted: impl Fn(bool) -> bool) -> Vec<(&'a str, bool)> {
+    let mut all: Vec<(&str, bool)> = Vec::new();
+    for timing in cases.iter().flat_map(|case| &case.timings) {
+        if wanted(timing.int8) && !all.iter().any(|(name, _)| *name == timing.contender) {
+            all.push((&timing.contender, timing.int8));
+        }
+    }
+    all
+}
