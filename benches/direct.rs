@@ -3,7 +3,7 @@
 //! `cargo bench --bench direct` prints, for each shape and number of rows, our time over the twin's: 1.00 is nothing
 //! added. Options after `--`: `quick` (few shapes and repetitions; checks results), `rows=1,8`, `sizes=64,768`.
 
-use fbgemm::QuantizedLinear;
+use fbgemm::{Int8Scheme, QuantizedLinear};
 use fbgemm_testkit::random::normal;
 use fbgemm_testkit::timing::medians;
 use libloading::{Library, Symbol};
@@ -93,7 +93,7 @@ fn main() {
             let (weight, bias) = (normal(n * k, 1, 0.5), normal(n, 2, 0.5));
             let quantized = fbgemm::quantize_weight(&weight, n, k).unwrap();
             let twin = Twin::new(&library, quantized.data(), n as i32, k as i32);
-            let layer = QuantizedLinear::new(&weight, Some(&bias), n, k).unwrap();
+            let layer = QuantizedLinear::new(&weight, Some(bias.clone()), n, k, Int8Scheme::pytorch()).unwrap();
             print!("{:>11}", format!("{n}x{k}"));
             let mut first = Duration::ZERO;
             for &m in &rows {

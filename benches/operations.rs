@@ -3,7 +3,9 @@
 //! `cargo bench --bench operations`, with a filter after `--`.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use fbgemm::{Linear, ModelFile, QuantizeOptions, QuantizedLinear, quantize_linear_modules, quantize_weight};
+use fbgemm::{
+    Int8Scheme, Linear, ModelFile, QuantizeOptions, QuantizedLinear, quantize_linear_modules, quantize_weight,
+};
 use fbgemm_testkit::compare::relative_error;
 use fbgemm_testkit::random::normal;
 use fbgemm_testkit::reference::linear_f64;
@@ -42,7 +44,7 @@ fn linear(c: &mut Criterion) {
         let (weight, bias) = (normal(n * k, 1, 0.5), normal(n, 2, 0.5));
         let q = quantize_weight(&weight, n, k).unwrap();
         let packed = q.pack().unwrap();
-        let layer = QuantizedLinear::new(&weight, Some(&bias), n, k).unwrap();
+        let layer = QuantizedLinear::new(&weight, Some(bias.clone()), n, k, Int8Scheme::pytorch()).unwrap();
         for m in [1, 8, 64] {
             let input = normal(m * k, 3, 0.5);
             let mut output = vec![0f32; m * n];
@@ -74,7 +76,7 @@ fn load(c: &mut Criterion) {
     let (n, k) = (768, 768);
     let layer = |i| Linear::new(normal(n * k, i, 0.5), Some(normal(n, i, 0.5)), n, k).unwrap();
     let mut model: BTreeMap<String, Linear> = (0..12).map(|i| (format!("layer.{i}"), layer(i))).collect();
-    quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench.safetensors");
     fbgemm::save_linear_modules(&model, &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();

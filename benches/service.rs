@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench service`; `quick` after `--` for few repetitions, which checks results alone.
 
-use fbgemm::{Element, InputScheme, QuantizedLinear};
+use fbgemm::{Element, InputScheme, Int8Scheme, QuantizedLinear};
 use fbgemm_testkit::random::normal;
 use fbgemm_testkit::timing::{median, medians, time};
 use half::{bf16, f16};
@@ -14,7 +14,7 @@ use std::time::Duration;
 const SAMPLE: Duration = Duration::from_micros(50);
 
 fn layer(n: usize, k: usize) -> QuantizedLinear {
-    QuantizedLinear::new(&normal(n * k, 1, 0.5), Some(&normal(n, 2, 0.5)), n, k).unwrap()
+    QuantizedLinear::new(&normal(n * k, 1, 0.5), Some(normal(n, 2, 0.5)), n, k, Int8Scheme::pytorch()).unwrap()
 }
 
 fn micros(time: Duration) -> f64 {
@@ -55,7 +55,7 @@ fn per_row(repetitions: usize) {
     println!("{:>5} {:>11} {:>14} {:>12} {:>8}", "rows", "out x in", "per tensor us", "per row us", "takes");
     for (n, k) in [(64, 64), (384, 384), (384, 1536), (768, 768), (768, 3072), (3072, 768)] {
         let tensor = layer(n, k);
-        let row = tensor.with_input(InputScheme::new().per_row());
+        let row = tensor.clone().with_input(InputScheme::new().per_row());
         for m in [1, 8, 32, 128] {
             let input = normal(m * k, 3, 0.5);
             let mut output = vec![0f32; m * n];

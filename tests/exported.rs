@@ -24,7 +24,7 @@ fn layers_of_quantize_dynamic_in_float16_give_pytorchs_bits() {
     let (model, outputs) = (stored("half"), stored(&format!("half-outputs-{made_on}")));
     let (model, outputs) = (ModelFile::parse(&model).unwrap(), ModelFile::parse(&outputs).unwrap());
     let mut compared = 0;
-    for name in model.half_layers() {
+    for name in model.fp16_layers() {
         let (_, input) = outputs.tensor_f32(&format!("{name}/input")).unwrap();
         let (_, expected) = outputs.tensor_f32(&format!("{name}/output")).unwrap();
         assert_eq!(bits(&model.linear(name).unwrap().forward(&input).unwrap()), bits(&expected), "{name}");
@@ -39,8 +39,8 @@ fn the_scripts_schemes_quantize_as_this_crate_does() {
     let schemes = [
         ("per-channel", new.per_channel(), InputScheme::new()),
         ("symmetric", new.symmetric(), InputScheme::new()),
-        ("seven-bits", new.reduced_range(), per_row),
-        ("all", new.per_channel().symmetric().reduced_range(), per_row.reduced_range()),
+        ("seven-bits", new.reduce_range(), per_row),
+        ("all", new.per_channel().symmetric().reduce_range(), per_row.reduce_range()),
     ];
     let floats = stored("float-layers");
     let floats = ModelFile::parse(&floats).unwrap();
@@ -60,8 +60,8 @@ fn the_scripts_schemes_quantize_as_this_crate_does() {
     }
     let file = stored("scheme-fp16");
     let file = ModelFile::parse(&file).unwrap();
-    assert_eq!(file.half_layers().count(), 6);
-    for name in file.half_layers() {
+    assert_eq!(file.fp16_layers().count(), 6);
+    for name in file.fp16_layers() {
         let full = format!("{name}.weight");
         let (shape, weight) = floats.tensor_f32(&full).unwrap();
         let expected = pack_matrix_fp16(&weight, shape[0], shape[1]).unwrap().unpack().unwrap();

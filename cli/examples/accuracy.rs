@@ -33,8 +33,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         WeightScheme::new(),
         WeightScheme::new().per_channel(),
         WeightScheme::new().per_channel().symmetric(),
-        WeightScheme::new().reduced_range(),
-        WeightScheme::new().reduced_range().per_channel(),
+        WeightScheme::new().reduce_range(),
+        WeightScheme::new().reduce_range().per_channel(),
     ];
     for scheme in weights {
         for input in ["per_tensor", "per_tensor reduced", "per_row", "per_row reduced", "fixed", "fixed, 99.9 %"] {
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         Some(share) => {
                             let mut observer = InputObserver::new();
                             observer.observe(calibration)?;
-                            if share.is_empty() { observer.scheme()? } else { observer.scheme_for(0.999)? }
+                            if share.is_empty() { observer.scheme()? } else { observer.quantile_scheme(0.999)? }
                         }
                     };
                     let (n, k) = (float.out_features(), float.in_features());

@@ -6,6 +6,8 @@ mod bench;
 mod demo;
 mod fetch;
 mod info;
+mod inspect;
+mod interrupt;
 mod quantize;
 mod stdio;
 mod table;
@@ -47,12 +49,13 @@ enum Subcommands {
     },
     /// Quantize a checkpoint's linear layers, and store it
     ///
-    /// A tensor counts as a linear layer's weight if it has 2 dimensions, floats, and a name that ends in `.weight`.
-    /// Embeddings (by their names), norms and all else stay as they are.
-    Quantize(quantize::Quantize),
+    /// A matrix named `LAYER.weight` counts as a linear layer's by its bias, the words of its name, and what the
+    /// config.json beside it says; the report tells what spoke for each, and options say otherwise. Embeddings, norms and
+    /// all else stay as they are.
+    Quantize(Box<quantize::Quantize>),
     /// Show what is in a quantized model or checkpoint, and that it can be loaded
     Inspect {
-        /// A safetensors file
+        /// A safetensors file, an index of shards, a folder with one of them, or `-` for standard input
         file: PathBuf,
         /// Print one JSON object
         #[arg(long)]
@@ -124,7 +127,7 @@ fn run(command: Subcommands) -> std::io::Result<Exit> {
         Subcommands::Demo { json } => demo::run(json),
         Subcommands::Info { json } => info::run(json),
         Subcommands::Quantize(arguments) => quantize::run(&arguments),
-        Subcommands::Inspect { file, json } => quantize::inspect(&file, json),
+        Subcommands::Inspect { file, json } => inspect::run(&file, json),
         Subcommands::Verify { files, json } => verify::run(&files, json),
         Subcommands::Bench(arguments) => bench::run(&arguments),
     }

@@ -1,51 +1,74 @@
-//! `fbgemm quantize` and `fbgemm inspect`: checkpoints on disk.
+//! `fbgemm quantize`: a checkpoint's linear layers, from file to file.
 
-use crate::stdio::{complain, print, say};
-use crate::{Exit, table};
-use fbgemm::{InputScheme, ModelFile, QuantizeOptions, QuantizeReport, WeightScheme, quantize_checkpoint};
+use crate::inspect::{about, open};
+use crate::stdio::{complain, print, print_error, say};
+use crate::{Exit, interrupt};
+use fbgemm::{
+    CheckpointOptions, InputScheme, Int8Scheme, LinearScheme, QuantizeOptions, QuantizeReport, quantize_checkpoint,
+};
 use indicatif::{ProgressBar, ProgressStyle};
-use memmap2::Mmap;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
-/// What to quantize, and where to.
+/// What to quantize, how, and where to.
 #[derive(clap::Args)]
 pub struct Quantize {
-    /// The checkpoint, a safetensors file
+    /// The checkpoint: a safetensors file, an index of shards, a folder with one of them, or `-` for standard input
     input: PathBuf,
-    /// The file to write; it appears whole or not at all
+    /// The file to write (`-`: standard output); it appears whole or not at all
     #[arg(required_unless_present = "dry_run")]
     output: Option<PathBuf>,
-    /// Only layers whose name matches (`*`: any text, `?`: one character); may be repeated
-    ///
-    /// Embeddings stay as they are, unless a pattern without `*` and `?` is their name.
+    /// How to quantize, by name: accurate (a scale for each output and each row), portable (the same with weights of seven
+    /// bits, for the same answer on every CPU), pytorch (as fbgemm_linear_int8_weight, bit for bit), fp16
+    #[arg(long, value_name = "NAME", default_value = "pytorch")]
+    scheme: LinearScheme,
+    /// Only layers whose name matches (`*`: any text, `?`: one character); this and the other patterns may be repeated
     #[arg(long, value_name = "PATTERN")]
     include: Vec<String>,
-    /// No layers whose name matches; may be repeated
+    /// No layers whose name matches
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
     /// Only layers with at least so many inputs and outputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_features: usize,
-    /// Seven bits for the weights: the same bits on every CPU
-    #[arg(long)]
-    reduced: bool,
-    /// A scale for each output of a layer, not one for all
+    /// What matches is a linear layer, whatever the evidence: `in_proj_weight` becomes the layer `in_proj`
+    #[arg(long, value_name = "PATTERN")]
+    linear: Vec<String>,
+    /// What matches is an embedding, whatever the evidence, and stays
+    #[arg(long, value_name = "PATTERN")]
+    embedding: Vec<String>,
+    /// What matches is a linear layer stored [in, out], as GPT-2's are, and is transposed
+    #[arg(long, value_name = "PATTERN")]
+    transpose: Vec<String>,
+    /// Give LAYER a quantized weight of its own from the one embedding that matches, which stays: for tied heads
+    #[arg(long, value_name = "LAYER=PATTERN", value_parser = pair)]
+    untie: Vec<(String, String)>,
+    /// Take this off names that begin with it: `module.`, `_orig_mod.`
+    #[arg(long, value_name = "PREFIX")]
+    strip_prefix: Vec<String>,
+    /// A scale for each output of a layer, whatever the scheme has
     #[arg(long)]
     per_channel: bool,
     /// Zero points of 0 for the weights
     #[arg(long)]
     symmetric: bool,
-    /// How the layers quantize their inputs: per_tensor, per_row, aten (as PyTorch's linear_dynamic), fixed SCALE
-    /// ZERO_POINT; and `reduced` behind it for seven bits, as "per_row reduced"
-    #[arg(long, value_name = "SCHEME", default_value = "per_tensor")]
-    input_scheme: InputScheme,
-    /// Weights in fp16 in place of int8
-    #[arg(long, conflicts_with_all = ["reduced", "per_channel", "symmetric", "input_scheme"])]
+    /// Seven bits for the weights: the same bits on every CPU
+    #[arg(long, alias = "reduced")]
+    seven_bits: bool,
+    /// How the layers quantize their inputs: per_tensor, per_row, aten (as PyTorch's linear_dynamic), static SCALE
+    /// ZERO_POINT; and `reduce_range` behind it for seven bits, as "per_row reduce_range"
+    #[arg(long, value_name = "SCHEME")]
+    input_scheme: Option<InputScheme>,
+    /// The same as --scheme fp16
+    #[arg(long, conflicts_with_all = ["scheme", "seven_bits", "per_channel", "symmetric", "input_scheme"])]
     fp16: bool,
+    /// Write several files of at most this size (2GB, 500MB, or bytes) and an index, where one would be larger
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_shard_size: Option<u64>,
+    /// Where the output can't be replaced by renaming another file to it, write into it: a crash then leaves it broken
+    #[arg(long)]
+    in_place: bool,
     /// Show what would be done, errors of the weights included, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -54,61 +77,134 @@ pub struct Quantize {
     json: bool,
 }
 
-/// Quantizes and prints the report.
-pub fn run(arguments: &Quantize) -> io::Result<Exit> {
-    let weights = WeightScheme::new();
-    let weights = if arguments.reduced { weights.reduced_range() } else { weights };
-    let weights = if arguments.per_channel { weights.per_channel() } else { weights };
-    let weights = if arguments.symmetric { weights.symmetric() } else { weights };
-    let mut options = QuantizeOptions::new().min_features(arguments.min_features);
-    options = options.weights(weights).input(arguments.input_scheme);
-    if arguments.fp16 {
-        options = options.fp16();
+/// `LAYER=PATTERN`, as an argument.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (layer, pattern) = text.split_once('=').ok_or("expected LAYER=PATTERN, such as lm_head=*.wte")?;
+    Ok((layer.to_string(), pattern.to_string()))
+}
+
+/// A number of bytes, as an argument.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "KIB" => 1024.0,
+        "MIB" => 1024.0 * 1024.0,
+        "GIB" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(format!("{unit:?} is no unit, expected KB, MB, GB, KiB, MiB or GiB")),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number * factor >= 1.0 => Ok((number * factor) as u64),
+        _ => Err("expected a size above 0, such as 2GB".to_string()),
     }
-    options = arguments.include.iter().fold(options, QuantizeOptions::include);
-    options = arguments.exclude.iter().fold(options, QuantizeOptions::exclude);
-    let output = arguments.output.as_deref().filter(|_| !arguments.dry_run);
+}
+
+impl Quantize {
+    fn scheme(&self) -> Result<LinearScheme, String> {
+        let finer = self.seven_bits || self.per_channel || self.symmetric || self.input_scheme.is_some();
+        let Int8Scheme { mut weights, mut inputs } = match self.scheme {
+            LinearScheme::Int8(scheme) if !self.fp16 => scheme,
+            _ if finer => return Err("fp16 has no scales, zero points or bits to choose".to_string()),
+            _ => return Ok(LinearScheme::Fp16),
+        };
+        weights = if self.seven_bits { weights.reduce_range() } else { weights };
+        weights = if self.per_channel { weights.per_channel() } else { weights };
+        weights = if self.symmetric { weights.symmetric() } else { weights };
+        inputs = self.input_scheme.unwrap_or(inputs);
+        Ok(LinearScheme::Int8(Int8Scheme { weights, inputs }))
+    }
+
+    fn options(&self) -> Result<CheckpointOptions, String> {
+        let layers = QuantizeOptions::new(self.scheme()?).min_features(self.min_features);
+        let layers = self.include.iter().fold(layers, QuantizeOptions::include);
+        let layers = self.exclude.iter().fold(layers, QuantizeOptions::exclude);
+        let options = CheckpointOptions::new(layers);
+        let options = self.linear.iter().fold(options, CheckpointOptions::linear);
+        let options = self.embedding.iter().fold(options, CheckpointOptions::embedding);
+        let options = self.transpose.iter().fold(options, CheckpointOptions::transpose);
+        let options = self.untie.iter().fold(options, |options, (layer, of)| options.untie(layer, of));
+        let options = self.strip_prefix.iter().fold(options, CheckpointOptions::strip_prefix);
+        let options = self.max_shard_size.into_iter().fold(options, CheckpointOptions::max_shard_size);
+        Ok(if self.in_place { options.in_place() } else { options })
+    }
+}
+
+/// Quantizes and prints the report: on standard error where the file goes to standard output.
+pub fn run(arguments: &Quantize) -> io::Result<Exit> {
+    let refuse = |said: String| {
+        complain!("error: {said}");
+        Ok(Exit::BadInput)
+    };
+    let options = match arguments.options() {
+        Ok(options) => options,
+        Err(e) => return refuse(e),
+    };
     if let Err(e) = fbgemm::cpu_support() {
         return Ok(Exit::refused(&e));
     }
-    let result = map(&arguments.input).and_then(|bytes| {
-        let file = ModelFile::parse(&bytes).map_err(|e| about(&arguments.input, &e))?;
-        let style = ProgressStyle::with_template("quantizing {bar:30} {pos}/{len} tensors").expect("a fixed template");
-        let bar = ProgressBar::new(0).with_style(style);
-        let report = quantize_checkpoint(&file, &options, output, &mut |done, total| {
+    let output = arguments.output.as_deref().filter(|_| !arguments.dry_run);
+    let to_stdout = output == Some(Path::new("-"));
+    if to_stdout && (io::stdout().is_terminal() || arguments.json || arguments.max_shard_size.is_some()) {
+        return refuse("standard output takes one file: not a terminal, no --json, no --max-shard-size".to_string());
+    }
+    let spool = if to_stdout { Some(tempfile::NamedTempFile::new()?) } else { None };
+    let path = spool.as_ref().map(tempfile::NamedTempFile::path).or(output);
+
+    let style = ProgressStyle::with_template("quantizing {bar:30} {pos}/{len} tensors").expect("a fixed template");
+    let bar = ProgressBar::new(0).with_style(style);
+    let input = &arguments.input;
+    let result = open(input).and_then(|file| {
+        let stopped = interrupt::Flag::new();
+        let report = quantize_checkpoint(&file, &options, path, &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
+            stopped.as_control_flow()
         });
         bar.finish_and_clear();
-        Ok((report.map_err(|e| e.chain())?, bytes.len()))
+        if let Err(fbgemm::Error::Interrupted) = report {
+            stopped.end(); // as the signal would have, now that nothing is left behind
+        }
+        Ok((report?, file.bytes()))
     });
     let (report, before) = match result {
         Ok(result) => result,
-        Err(e) => {
-            complain!("error: {e}");
-            return Ok(Exit::BadInput);
-        }
+        // Of the output, if it says so; else of the input.
+        Err(e @ (fbgemm::Error::Io { .. } | fbgemm::Error::CannotReplace { .. })) => return refuse(e.chain()),
+        Err(e) => return refuse(about(input, &e)),
     };
-    let after = output.and_then(|path| Some(path.metadata().ok()?.len()));
+    if let Some(path) = spool.as_ref().map(tempfile::NamedTempFile::path) {
+        let mut file = std::fs::File::open(path)?;
+        crate::stdio::unless_closed(io::copy(&mut file, &mut io::stdout().lock()).map(drop))?;
+        print_error(format_args!("{report}"));
+        return Ok(Exit::Done);
+    }
+    let sizes = report.files.iter().filter_map(|path| Some(path.metadata().ok()?.len()));
+    let after = (!report.files.is_empty()).then(|| sizes.sum::<u64>());
     if arguments.json {
         say!("{}", as_json(&report, before, after))?;
-    } else {
-        print(format_args!("{report}"))?;
-        say!("\nMB: of the file. Error: of the weight, relative. Saturating: pairs of weights that can leave 16 bits")?;
-        say!("on CPUs without VNNI.")?;
-        let mb = |bytes: f64| bytes / 1e6;
-        match (output, after) {
-            (Some(path), Some(after)) => {
-                let (before, after) = (mb(before as f64), mb(after as f64));
-                say!("{}: {after:.1} MB, from {before:.1} MB.", path.display())?;
-            }
-            _ => say!("Nothing written.")?,
+        return Ok(Exit::Done);
+    }
+    print(format_args!("{report}"))?;
+    say!(
+        "\nMB: of the file. Error: of the weight, relative. To zero: weights that became 0. Saturating: pairs of weights"
+    )?;
+    say!("that can leave 16 bits on CPUs without VNNI.")?;
+    match (output, after) {
+        (Some(path), Some(after)) => {
+            let (before, after, files) = (before as f64 / 1e6, after as f64 / 1e6, report.files.len());
+            let files = if files == 1 { String::new() } else { format!(" in {files} files") };
+            say!("{}: {after:.1} MB{files}, from {before:.1} MB.", path.display())?;
         }
+        _ => say!("Nothing written.")?,
     }
     Ok(Exit::Done)
 }
 
-fn as_json(report: &QuantizeReport, before: usize, after: Option<u64>) -> Value {
+fn as_json(report: &QuantizeReport, before: u64, after: Option<u64>) -> Value {
     let layers = report.layers.iter().map(|layer| {
         let weight = layer.outcome.as_ref().ok();
         json!({
@@ -116,122 +212,38 @@ fn as_json(report: &QuantizeReport, before: usize, after: Option<u64>) -> Value 
             "bytes_before": layer.bytes_before, "bytes_after": layer.bytes_after,
             "quantized": weight.is_some(),
             "relative_error": weight.map(|w| w.relative_error),
+            "worst_row_error": weight.map(|w| w.worst_row_error),
+            "zeroed_share": weight.map(|w| w.zeroed_share),
             "saturating_share": weight.map(|w| w.saturating_share),
+            "better": weight.and_then(|w| w.better).map(|better| json!({
+                "scheme": better.scheme.to_string(), "relative_error": better.relative_error,
+                "worst_row_error": better.worst_row_error,
+            })),
             "reason": layer.outcome.as_ref().err().map(ToString::to_string),
+            "evidence": layer.evidence,
         })
     });
-    json!({"weights": if report.fp16 { "fp16".to_string() } else { report.weights.to_string() }, "inputs": report.input.to_string(),
-        "layers": layers.collect::<Vec<_>>(), "quantized": report.quantized().count(),
+    let (weights, inputs) = match report.scheme {
+        LinearScheme::Int8(scheme) => (scheme.weights.to_string(), scheme.inputs.to_string()),
+        other => (other.to_string(), "f32".to_string()),
+    };
+    json!({"weights": weights, "inputs": inputs, "layers": layers.collect::<Vec<_>>(),
+        "quantized": report.quantized().count(), "files": report.files,
         "file_bytes_before": before, "file_bytes_after": after})
 }
 
-/// Prints what is in a file.
-pub fn inspect(path: &Path, as_json: bool) -> io::Result<Exit> {
-    let result = map(path).and_then(|bytes| {
-        let file = ModelFile::parse(&bytes).map_err(|e| about(path, &e))?;
-        describe(&file, bytes.len(), as_json).map_err(|e| about(path, &e))
-    });
-    match result {
-        Ok(text) => {
-            say!("{}", text.trim_end())?;
-            Ok(Exit::Done)
-        }
-        Err(e) => {
-            complain!("error: {e}");
-            Ok(Exit::BadInput)
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn describe(file: &ModelFile, size: usize, as_json: bool) -> fbgemm::Result<String> {
-    let mut layers = Vec::new();
-    for name in file.quantized_layers() {
-        // Read whole, so that a layer that is listed can be loaded.
-        let layer = file.portable(name)?;
-        let weight = layer.weight();
-        let pairs = weight.out_features() * weight.in_features().div_ceil(2);
-        layers.push((name, layer.bias().is_some(), layer.saturation_risk() as f64 / pairs as f64, layer));
-    }
-    let parts = ["weight", "scale", "zero_point", "col_offsets", "bias"];
-    let of_layer = |layer| parts.map(|part| fbgemm::join_name(layer, part));
-    let of_layers: BTreeSet<String> = file.quantized_layers().flat_map(of_layer).collect();
-    let mut others = Vec::new();
-    for name in file.tensor_names() {
-        if !of_layers.contains(name) {
-            others.push((name, file.describe(name)?));
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        let sizes = [("1", 1), ("42KB", 42_000), ("1.5 GB", 1_500_000_000), ("2GiB", 2 << 30), ("10mib", 10 << 20)];
+        for (text, bytes) in sizes {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "0", "GB", "-1", "5 TB", "1e9"] {
+            assert!(size(wrong).is_err(), "{wrong}");
         }
     }
-    let half = file.half_layers().count();
-    if as_json {
-        let layers = layers.iter().map(|(name, bias, saturating, layer)| {
-            let w = layer.weight();
-            json!({"layer": name, "out_features": w.out_features(), "in_features": w.in_features(),
-                "scales": w.scales(), "zero_points": w.zero_points(), "input": layer.input_scheme().to_string(), "bias": bias, "saturating_share": saturating})
-        });
-        let others = others.iter().map(
-            |(name, (dtype, shape, bytes))| json!({"tensor": name, "dtype": dtype, "shape": shape, "bytes": bytes}),
-        );
-        let (layers, others): (Vec<_>, Vec<_>) = (layers.collect(), others.collect());
-        return Ok(json!({"file_bytes": size, "metadata": file.metadata(), "quantized": layers, "fp16": file.half_layers().collect::<Vec<_>>(), "tensors": others})
-            .to_string());
-    }
-    let mut text = format!(
-        "{:.1} MB, {} layers in int8, {} in fp16, {} other tensors\n",
-        size as f64 / 1e6,
-        layers.len(),
-        half,
-        others.len()
-    );
-    for (key, value) in file.metadata() {
-        text += &format!("{key} = {value}\n");
-    }
-    if !layers.is_empty() {
-        let heading = ["layer in int8", "out x in", "scale", "zero point", "input", "bias", "saturating"];
-        let mut rows = vec![heading.map(String::from).to_vec()];
-        for (name, bias, saturating, layer) in &layers {
-            let w = layer.weight();
-            rows.push(vec![
-                name.to_string(),
-                format!("{}x{}", w.out_features(), w.in_features()),
-                spread(w.scales(), |scale| format!("{scale:.3e}")),
-                spread(w.zero_points(), ToString::to_string),
-                layer.input_scheme().to_string(),
-                if *bias { "yes" } else { "no" }.to_string(),
-                format!("{:.3}%", 100.0 * saturating),
-            ]);
-        }
-        text += &format!("\n{}", table::aligned(&rows, false));
-    }
-    if !others.is_empty() {
-        let mut rows = vec![["other tensor", "type", "shape", "bytes"].map(String::from).to_vec()];
-        for (name, (dtype, shape, bytes)) in &others {
-            let shape: Vec<String> = shape.iter().map(ToString::to_string).collect();
-            rows.push(vec![name.to_string(), dtype.clone(), shape.join("x"), bytes.to_string()]);
-        }
-        text += &format!("\n{}", table::aligned(&rows, false));
-    }
-    Ok(text)
-}
-
-/// The one value, or the least and the greatest of a layer with one for each output.
-fn spread<T: PartialOrd>(values: &[T], show: impl Fn(&T) -> String) -> String {
-    let by = |a: &&T, b: &&T| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal);
-    match (values.iter().min_by(by), values.iter().max_by(by)) {
-        (Some(least), Some(greatest)) if values.len() > 1 => format!("{}..{}", show(least), show(greatest)),
-        (Some(one), _) => show(one),
-        _ => String::new(),
-    }
-}
-
-fn about(path: &Path, error: &fbgemm::Error) -> String {
-    format!("{}: {}", path.display(), error.chain())
-}
-
-/// The file's bytes, without reading it into memory.
-pub fn map(path: &Path) -> Result<Mmap, String> {
-    let io = |e: io::Error| format!("{}: {e}", path.display());
-    let file = File::open(path).map_err(io)?;
-    // SAFETY: the bytes must not change while they are mapped, which nobody can promise for a file; as with every
-    // program that maps its input, the user upholds it by not writing to the checkpoint meanwhile.
-    unsafe { Mmap::map(&file) }.map_err(io)
 }

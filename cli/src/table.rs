@@ -26,3 +26,9 @@ pub fn aligned(rows: &[Vec<String>], total: bool) -> String {
     }
     text
 }
+
+/// A name or a text from a file as it is safe to print: control characters are escaped.
+pub fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}

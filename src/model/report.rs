@@ -184,12 +184,14 @@ pub struct QuantizeReport {
     pub layers: Vec<LayerReport>,
     /// What the layers were quantized to.
     pub scheme: LinearScheme,
+    /// The files that were written, an index last: none for a model in memory.
+    pub files: Vec<std::path::PathBuf>,
 }
 
 impl QuantizeReport {
     /// Of no layers yet.
     pub(crate) fn new(scheme: LinearScheme) -> Self {
-        Self { layers: Vec::new(), scheme }
+        Self { layers: Vec::new(), scheme, files: Vec::new() }
     }
 
     /// The layers that were quantized.

@@ -188,15 +188,11 @@ impl Case<'_> {
         let scales: Vec<f32> = self.tensor::<f64>("scale")?.1.iter().map(|&scale| scale as f32).collect();
         let zero_points: Vec<i32> =
             self.tensor::<i64>("zero_point")?.1.iter().map(|&zero_point| zero_point as i32).collect();
-        // From a weight of the right length; the library checks the rest.
-        let rows = data.chunks(k.max(1)).zip(zero_points.iter().cycle());
-        let offset = |(row, zero_point): (&[i8], &i32)| row.iter().map(|&q| i32::from(q) - zero_point).sum();
-        let col_offsets = rows.map(offset).collect();
         Ok(match (&scales[..], &zero_points[..]) {
             ([scale], [zero_point]) if !self.flag("per_channel") => {
-                fbgemm::QuantizedWeight::from_parts(data, col_offsets, *scale, *zero_point, n, k)
+                fbgemm::QuantizedWeight::per_tensor(data, *scale, *zero_point, n, k)
             }
-            _ => fbgemm::QuantizedWeight::from_channels(data, col_offsets, scales, zero_points, n, k),
+            _ => fbgemm::QuantizedWeight::per_channel(data, scales, zero_points, n, k),
         })
     }
 

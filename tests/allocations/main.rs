@@ -2,7 +2,7 @@
 //!
 //! A binary of its own: it puts itself before the C library's allocator, for all of the process.
 
-use fbgemm::QuantizedLinear;
+use fbgemm::{Int8Scheme, QuantizedLinear};
 use fbgemm_testkit::random::normal;
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -105,7 +105,7 @@ fn allocations_of_rust_and_of_cpp_are_counted() {
 fn calls_of_every_kind_allocate_nothing_in_steady_state() {
     for (n, k) in [(64, 64), (100, 33), (384, 1536), (1, 1)] {
         let weight = normal(n * k, 1, 0.5);
-        let layer = QuantizedLinear::new(&weight, Some(&vec![0.5; n]), n, k).unwrap();
+        let layer = QuantizedLinear::new(&weight, Some(vec![0.5; n]), n, k, Int8Scheme::pytorch()).unwrap();
         for rows in [1, 7, 130, 0] {
             let input = normal(rows * k, 2, 0.5);
             let doubles: Vec<f64> = input.iter().map(|&x| f64::from(x)).collect();
@@ -156,7 +156,7 @@ fn calls_of_unsigned_bytes_allocate_nothing_in_steady_state() {
 
 #[test]
 fn smaller_calls_after_larger_ones_reuse_the_buffer() {
-    let layer = QuantizedLinear::new(&[0.5; 96 * 64], None, 96, 64).unwrap();
+    let layer = QuantizedLinear::new(&[0.5; 96 * 64], None, 96, 64, Int8Scheme::pytorch()).unwrap();
     layer.warm_up(1..=40).unwrap();
     let (input, mut output) = (vec![0.5f32; 40 * 64], vec![0f32; 40 * 96]);
     let count = allocations(|| {
@@ -171,7 +171,7 @@ fn smaller_calls_after_larger_ones_reuse_the_buffer() {
 fn the_threads_buffer_is_bounded_and_given_back_on_demand() {
     std::thread::spawn(|| {
         assert_eq!(fbgemm::thread_buffer_bytes(), 0, "a new thread has none");
-        let layer = QuantizedLinear::new(&vec![0.5; 1000 * 64], None, 1000, 64).unwrap();
+        let layer = QuantizedLinear::new(&vec![0.5; 1000 * 64], None, 1000, 64, Int8Scheme::pytorch()).unwrap();
         let (input, mut output) = (vec![0.5f32; 20_000 * 64], vec![0f32; 20_000 * 1000]);
         layer.forward_into(&input, &mut output).unwrap();
         // Not the sums of all 20,000 rows, which take 80 MB.

@@ -1,6 +1,6 @@
 //! The derive: which layers it finds under which names, and what it says when it can't.
 
-use fbgemm::{Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+use fbgemm::{Int8Scheme, Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
 use fbgemm_testkit::process::alone;
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,7 +21,7 @@ fn names(model: &mut impl LinearModules) -> Vec<String> {
     model.visit_linear_mut("", &mut |name, _| again.push(name.to_string()));
     assert_eq!(names, again);
     if !names.is_empty() {
-        let report = quantize_linear_modules(model, &QuantizeOptions::new()).unwrap();
+        let report = quantize_linear_modules(model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
         assert!(report.quantized().map(|layer| &layer.name).eq(&names));
         model.visit_linear("", &mut |name, layer| assert!(layer.is_quantized(), "{name}"));
     }

@@ -2,7 +2,7 @@
 
 use crate::folder;
 use fbgemm::{
-    Error, Isa, Linear, ModelFile, PlainTensor, QuantizeOptions, QuantizedLinear, load_linear_modules,
+    Error, Int8Scheme, Isa, Linear, ModelFile, PlainTensor, QuantizeOptions, QuantizedLinear, load_linear_modules,
     quantize_linear_modules, save_linear_modules, unload_linear_modules,
 };
 use fbgemm_testkit::compare::bits;
@@ -49,7 +49,7 @@ fn quantized_saved_and_loaded_gives_the_same_bits() {
                 model.insert(format!("layer.{i}"), float(n, k, seed, 10f32.powi(exponent)));
             }
             // One layer stays fp32, where there are several.
-            let mut options = QuantizeOptions::new();
+            let mut options = QuantizeOptions::new(Int8Scheme::pytorch());
             if shapes.len() > 1 {
                 options = options.exclude("layer.0");
             }
@@ -72,7 +72,7 @@ fn quantized_saved_and_loaded_gives_the_same_bits() {
 fn a_file_has_plain_names_types_and_shapes_and_nothing_packed() {
     let path = folder("layout").join("model.safetensors");
     let mut model = Model::from([("a.b".to_string(), float(6, 10, 1, 1.0)), ("c".to_string(), float(3, 4, 3, 1.0))]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("c")).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("c")).unwrap();
     let norm = PlainTensor { name: "norm.weight", shape: &[2, 2], values: &[1.0, 2.0, 3.0, 4.0] };
     save_linear_modules(&model, &[norm], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
@@ -136,8 +136,8 @@ fn a_layer_without_its_weight_is_an_error_and_keeps_its_shape() {
     let error = save_linear_modules(&model, &[], &path).unwrap_err();
     assert_eq!(error.chain().split(',').next(), Some(r#"layer "a": the layer's weight is not loaded"#));
     assert!(!path.exists());
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap_err();
-    assert_eq!(error, Error::NothingToQuantize { layers: 2 });
+    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
+    assert_eq!(error, Error::NothingToQuantize { layers: 2, already: 0, transposed: 0 });
 }
 
 /// Others may read a saved model: its permissions are a new file's, not a temporary file's.
@@ -157,7 +157,7 @@ fn a_saved_file_has_a_new_files_permissions() {
 fn a_model_that_does_not_fit_the_file_is_left_as_it_is() {
     let path = folder("misfit").join("model.safetensors");
     let mut model = Model::from([("a".to_string(), float(6, 10, 1, 1.0)), ("b".to_string(), float(3, 4, 3, 1.0))]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     save_linear_modules(&model, &[], &path).unwrap();
     let refused = |mut model: Model| {
         let before = format!("{model:?}");
@@ -218,7 +218,7 @@ fn a_file_saved_here_loads_on_every_instruction_set() {
         ("a".to_string(), float(37, 65, 1, 0.1)),
         ("extreme".to_string(), Linear::new(vec![1.0; 8 * 33], None, 8, 33).unwrap()),
     ]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     save_linear_modules(&model, &[], &path).unwrap();
     let sets = lesser(fbgemm::cpu_support().unwrap());
     if sets.is_empty() {
@@ -243,7 +243,7 @@ fn loading_elsewhere() {
         let weight = reference::Weight {
             data: stored.weight().data().iter().map(|&q| i32::from(q)).collect(),
             col_offsets: stored.weight().col_offsets().to_vec(),
-            params: reference::Params { scale: layer.scale(), zero_point: layer.zero_point() },
+            params: reference::Params { scale: stored.weight().scale(), zero_point: stored.weight().zero_point() },
         };
         let input: Vec<f32> = normal(3 * k, 9, 1.0).iter().map(|x| x + 1.0).collect();
         let expected = reference::linear(&input, &weight, k, layer.bias(), isa.sums_pairs_exactly());
@@ -269,7 +269,7 @@ fn python_reads_a_saved_file() {
     }
     let path = folder.join("model.safetensors");
     let mut model = Model::from([("a".to_string(), float(6, 10, 1, 1.0)), ("c".to_string(), float(3, 4, 3, 1.0))]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("c")).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("c")).unwrap();
     save_linear_modules(&model, &[], &path).unwrap();
     let script = r#"
 import sys
@@ -296,7 +296,7 @@ with safe_open(sys.argv[1], "numpy") as f:
 #[test]
 fn layers_are_loaded_by_name_as_they_are_stored() {
     let path = folder("by-name").join("model.safetensors");
-    let layer = QuantizedLinear::new(&normal(6 * 10, 1, 1.0), None, 6, 10).unwrap();
+    let layer = QuantizedLinear::new(&normal(6 * 10, 1, 1.0), None, 6, 10, Int8Scheme::pytorch()).unwrap();
     // A module that is a linear layer itself has an empty name.
     save_linear_modules(&Linear::from(layer.clone()), &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();

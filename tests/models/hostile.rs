@@ -1,12 +1,13 @@
 //! Files that are truncated, altered or made to harm: an error that names the layer, never a crash.
 
 use crate::folder;
-use fbgemm::{Error, Linear, ModelFile, QuantizeOptions, quantize_checkpoint, quantize_linear_modules};
+use fbgemm::{Error, Int8Scheme, Linear, ModelFile, QuantizeOptions, quantize_checkpoint, quantize_linear_modules};
 use fbgemm_testkit::files::golden;
 use fbgemm_testkit::random::normal;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// Layers "a" (6x10, with a bias) and "b" (3x4), quantized, and "c" in fp32.
 fn saved(name: &str) -> Vec<u8> {
@@ -17,7 +18,7 @@ fn saved(name: &str) -> Vec<u8> {
         ("b", layer(3, 4, None)),
         ("c", layer(2, 2, None)),
     ]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("c")).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("c")).unwrap();
     fbgemm::save_linear_modules(&model, &[], &path).unwrap();
     std::fs::read(&path).unwrap()
 }
@@ -45,7 +46,9 @@ fn use_all(bytes: &[u8]) -> fbgemm::Result<()> {
         result = result.and(read);
         let _ = (file.tensor_f32(name), file.portable(layer));
     }
-    let _ = quantize_checkpoint(&file, &QuantizeOptions::new(), None, &mut |_, _| ());
+    let _ = quantize_checkpoint(&file, &QuantizeOptions::new(Int8Scheme::pytorch()).into(), None, &mut |_, _| {
+        ControlFlow::Continue(())
+    });
     result
 }
 

@@ -2,8 +2,8 @@
 
 use crate::folder;
 use fbgemm::{
-    Error, InputScheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, U8Params, WeightScheme,
-    load_linear_modules, quantize_weight, quantize_weight_as, save_linear_modules, unload_linear_modules,
+    Error, InputScheme, Int8Scheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, U8Params,
+    WeightScheme, load_linear_modules, quantize_weight, quantize_weight_as, save_linear_modules, unload_linear_modules,
 };
 use fbgemm_testkit::cases::stored;
 use fbgemm_testkit::compare::bits;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 fn layer(seed: u64) -> QuantizedLinear {
     let (weight, bias) = (normal(24 * 40, seed, 0.1), normal(24, seed + 1, 1.0));
-    QuantizedLinear::new(&weight, Some(&bias), 24, 40).unwrap()
+    QuantizedLinear::new(&weight, Some(bias.clone()), 24, 40, Int8Scheme::pytorch()).unwrap()
 }
 
 #[test]
@@ -22,14 +22,13 @@ fn it_gives_the_operations_bits() {
     let packed = q.pack().unwrap();
     for bias in [Some(&bias[..]), None] {
         let expected = fbgemm::linear_int8_weight(&input, &q, &packed, bias).unwrap();
-        let layer = QuantizedLinear::new(&weight, bias, 24, 40).unwrap();
+        let layer = QuantizedLinear::new(&weight, bias.map(<[f32]>::to_vec), 24, 40, Int8Scheme::pytorch()).unwrap();
         assert_eq!(bits(&layer.forward(&input).unwrap()), bits(&expected));
         let mut output = vec![0.0; expected.len()];
         layer.forward_into(&input, &mut output).unwrap();
         assert_eq!(bits(&output), bits(&expected));
         assert_eq!(bits(&Linear::from(layer.clone()).forward(&input).unwrap()), bits(&expected));
-        let parts =
-            QuantizedWeight::from_parts(q.data().into(), q.col_offsets().into(), q.scale(), q.zero_point(), 24, 40);
+        let parts = QuantizedWeight::per_tensor(q.data().into(), q.scale(), q.zero_point(), 24, 40);
         let again = PortableLinear::new(parts.unwrap(), bias.map(<[f32]>::to_vec)).unwrap().pack().unwrap();
         assert_eq!(bits(&again.forward(&input).unwrap()), bits(&expected));
         assert_eq!((layer.out_features(), layer.in_features(), layer.bias()), (24, 40, bias));
@@ -68,9 +67,16 @@ fn what_does_not_fit_is_an_error_and_leaves_the_output() {
     assert!(matches!(error, Error::NotFinite { what: "input", index: 0, .. }), "{error}");
     assert_eq!((&output[..], doubles), (&[7.0; 24][..], [7.0; 24]));
     let bias = Error::WrongLength { what: "bias", given: 3, expected: 24 };
-    assert_eq!(QuantizedLinear::new(&normal(24 * 40, 1, 1.0), Some(&[0.0; 3]), 24, 40).unwrap_err(), bias);
+    assert_eq!(
+        QuantizedLinear::new(&normal(24 * 40, 1, 1.0), Some([0.0; 3].to_vec()), 24, 40, Int8Scheme::pytorch())
+            .unwrap_err(),
+        bias
+    );
     for (n, k) in [(0, 40), (24, 0)] {
-        assert!(matches!(QuantizedLinear::new(&[], None, n, k), Err(Error::ZeroDimension { .. })));
+        assert!(matches!(
+            QuantizedLinear::new(&[], None, n, k, Int8Scheme::pytorch()),
+            Err(Error::ZeroDimension { .. })
+        ));
         assert!(matches!(Linear::new(vec![], None, n, k), Err(Error::ZeroDimension { .. })));
     }
     let float = Linear::new(vec![0.5; 16], Some(vec![0.0; 4]), 4, 4).unwrap();
@@ -104,7 +110,8 @@ fn pytorchs_outputs_come_out_of_layers_that_were_stored_and_loaded() {
         for case in file.cases().unwrap().iter().filter(|case| case.op == "linear_int8_weight") {
             let (shape, weight) = case.tensor::<f32>("weight").unwrap();
             let (bias, input) = (case.tensor::<f32>("bias").unwrap().1, case.tensor::<f32>("input").unwrap().1);
-            let layer = QuantizedLinear::new(&weight, Some(&bias), shape[0], shape[1]).unwrap();
+            let layer =
+                QuantizedLinear::new(&weight, Some(bias.clone()), shape[0], shape[1], Int8Scheme::pytorch()).unwrap();
             let name = format!("{file_name}/{}", case.name);
             model.insert(name.clone(), layer.into());
             expected.insert(name, (input, case.tensor::<f32>("output").unwrap().1));
@@ -145,20 +152,20 @@ fn serde_stores_the_plain_weight_and_packs_on_loading() {
 #[test]
 fn schemes_survive_being_stored() {
     let (weight, bias) = (normal(24 * 40, 1, 0.1), normal(24, 2, 1.0));
-    let per_channel = WeightScheme::new().per_channel().reduced_range();
+    let per_channel = WeightScheme::new().per_channel().reduce_range();
     let q = quantize_weight_as(&weight, 24, 40, per_channel).unwrap();
     let layer = PortableLinear::new(q, Some(bias)).unwrap().pack().unwrap();
     let path = folder("schemes").join("model.safetensors");
     let input = normal(5 * 40, 3, 2.0);
     for scheme in [
         InputScheme::new(),
-        InputScheme::new().reduced_range(),
-        InputScheme::new().as_linear_dynamic().reduced_range(),
+        InputScheme::new().reduce_range(),
+        InputScheme::new().as_linear_dynamic().reduce_range(),
         InputScheme::new().per_row(),
-        InputScheme::new().fixed(0.012_345_679, 77).unwrap(),
+        InputScheme::new().static_params(0.012_345_679, 77).unwrap(),
     ] {
         assert_eq!(scheme.to_string().parse(), Ok(scheme));
-        let layer = layer.with_input(scheme);
+        let layer = layer.clone().with_input(scheme);
         let expected = bits(&layer.forward(&input).unwrap());
         let again: QuantizedLinear = serde_json::from_str(&serde_json::to_string(&layer).unwrap()).unwrap();
         assert_eq!((again.input_scheme(), bits(&again.forward(&input).unwrap())), (scheme, expected.clone()));
@@ -234,7 +241,8 @@ fn eight_threads_on_one_layer_get_the_same_bits() {
 #[test]
 fn a_call_in_parts_gives_the_same_bits() {
     let (n, k) = (200, 130);
-    let layer = QuantizedLinear::new(&normal(n * k, 1, 0.1), Some(&normal(n, 2, 1.0)), n, k).unwrap();
+    let layer =
+        QuantizedLinear::new(&normal(n * k, 1, 0.1), Some(normal(n, 2, 1.0)), n, k, Int8Scheme::pytorch()).unwrap();
     for rows in [0, 1, 5, 130, 500] {
         let input = normal(rows * k, 3, 2.0);
         let expected: Vec<f32> = layer.forward(&input).unwrap();
@@ -249,7 +257,7 @@ fn a_call_in_parts_gives_the_same_bits() {
     }
     // More work than one part is worth.
     let (n, k, rows) = (1024, 1024, 128);
-    let layer = QuantizedLinear::new(&normal(n * k, 1, 0.1), None, n, k).unwrap();
+    let layer = QuantizedLinear::new(&normal(n * k, 1, 0.1), None, n, k, Int8Scheme::pytorch()).unwrap();
     assert_eq!((layer.tasks_worth(1, 8), layer.tasks_worth(0, 8), layer.tasks_worth(rows, 1)), (1, 1, 1));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     assert!(layer.tasks_worth(rows, 3) > 1);
@@ -263,8 +271,9 @@ fn a_profile_computes_the_call_and_names_all_of_its_time() {
     let layer = layer(19);
     let input = normal(9 * 40, 3, 2.0);
     let mut output = vec![0.0; 9 * 24];
-    for scheme in [InputScheme::new(), InputScheme::new().per_row(), InputScheme::new().fixed(0.5, 7).unwrap()] {
-        let layer = layer.with_input(scheme);
+    for scheme in [InputScheme::new(), InputScheme::new().per_row(), InputScheme::new().static_params(0.5, 7).unwrap()]
+    {
+        let layer = layer.clone().with_input(scheme);
         let start = std::time::Instant::now();
         let profile = layer.profile(&input, &mut output).unwrap();
         let elapsed = start.elapsed();
@@ -280,14 +289,19 @@ fn a_layer_runs_pytorchs_static_operators() {
     let (weight, bias) = (normal(24 * 40, 1, 0.1), normal(24, 2, 1.0));
     let q = quantize_weight(&weight, 24, 40).unwrap();
     let packed = q.pack().unwrap();
-    let layer = QuantizedLinear::new(&weight, Some(&bias), 24, 40).unwrap();
+    let layer = QuantizedLinear::new(&weight, Some(bias.clone()), 24, 40, Int8Scheme::pytorch()).unwrap();
     let (of_input, of_output) = (U8Params::new(0.03, 120).unwrap(), U8Params::new(0.02, 90).unwrap());
     let input: Vec<u8> = (0..3 * 40).map(|i| (i * 37 % 256) as u8).collect();
     let mut output = vec![0; 3 * 24];
     for (relu, operator) in
         [(false, fbgemm::linear_static as fn(_, _, _, _, _, _) -> _), (true, fbgemm::linear_relu_static)]
     {
-        layer.forward_static(&input, of_input, &mut output, of_output, relu).unwrap();
+        match relu {
+            false => layer.forward_static_into(&input, of_input, of_output, &mut output).unwrap(),
+            true => layer.forward_relu_static_into(&input, of_input, of_output, &mut output).unwrap(),
+        }
+        let alone = if relu { QuantizedLinear::forward_relu_static } else { QuantizedLinear::forward_static };
+        assert_eq!(alone(&layer, &input, of_input, of_output).unwrap(), output);
         let expected: fbgemm::Result<Vec<u8>> = operator(&input[..], of_input, &q, &packed, Some(&bias[..]), of_output);
         assert_eq!(output, expected.unwrap());
     }

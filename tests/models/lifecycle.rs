@@ -2,8 +2,8 @@
 
 use crate::folder;
 use fbgemm::{
-    Linear, ModelFile, PackedMatrix, QuantizeOptions, QuantizedLinear, load_linear_modules, quantize_linear_modules,
-    save_linear_modules, unload_linear_modules,
+    Int8Scheme, Linear, ModelFile, PackedMatrix, QuantizeOptions, QuantizedLinear, load_linear_modules,
+    quantize_linear_modules, save_linear_modules, unload_linear_modules,
 };
 use fbgemm_testkit::process::alone;
 use fbgemm_testkit::random::normal;
@@ -17,24 +17,24 @@ fn packed_handles_live_as_long_as_their_layers() {
 #[ignore = "counts every handle of its process"]
 fn counting_handles() {
     let live = PackedMatrix::live;
-    let layer = QuantizedLinear::new(&normal(24 * 40, 1, 1.0), None, 24, 40).unwrap();
+    let layer = QuantizedLinear::new(&normal(24 * 40, 1, 1.0), None, 24, 40, Int8Scheme::pytorch()).unwrap();
     assert_eq!(live(), 1);
     let clone = layer.clone();
     assert_eq!(live(), 1, "a clone shares the weight");
-    let portable = clone.release().unwrap();
+    let portable = clone.into_portable().unwrap();
     assert_eq!(live(), 1, "the other still has it");
     drop(layer);
     assert_eq!(live(), 0);
     let layer = portable.pack().unwrap();
     assert_eq!(live(), 1);
-    let portable = layer.release().unwrap();
+    let portable = layer.into_portable().unwrap();
     assert_eq!(live(), 0, "released");
     drop(portable);
 
     let path = folder("handles").join("model.safetensors");
     let float = || Linear::new(normal(24 * 40, 1, 1.0), None, 24, 40).unwrap();
     let mut model: Vec<Linear> = (0..5).map(|_| float()).collect();
-    quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     assert_eq!(live(), 5);
     save_linear_modules(&model, &[], &path).unwrap();
     assert_eq!(live(), 5);
@@ -97,12 +97,12 @@ fn measuring_memory() {
     const WEIGHTS: usize = LAYERS * 1024 * 1024;
     let per_weight = |bytes: usize| bytes as f64 / WEIGHTS as f64;
     // What the first layer loads for good: FBGEMM itself, the thread's buffers.
-    let small = QuantizedLinear::new(&normal(64 * 64, 1, 1.0), None, 64, 64).unwrap();
+    let small = QuantizedLinear::new(&normal(64 * 64, 1, 1.0), None, 64, 64, Int8Scheme::pytorch()).unwrap();
     let _: Vec<f32> = small.forward(&[1.0; 64]).unwrap();
 
     let before = resident();
     let weight = normal(1024 * 1024, 1, 1.0);
-    let new = |_| QuantizedLinear::new(&weight, None, 1024, 1024).unwrap();
+    let new = |_| QuantizedLinear::new(&weight, None, 1024, 1024, Int8Scheme::pytorch()).unwrap();
     let layers: Vec<QuantizedLinear> = (0..LAYERS).map(new).collect();
     drop(weight);
     let held = per_weight(resident() - before);
@@ -121,7 +121,7 @@ fn measuring_memory() {
     let half = per_weight(resident() - before);
     assert!(half < 0.65, "{half} bytes a weight with half of the layers dropped");
     // The plain form that this leaves lies in the allocator's memory, which may keep it for later.
-    let parked: Vec<_> = parked.into_iter().map(|(_, layer)| layer.release().unwrap()).collect();
+    let parked: Vec<_> = parked.into_iter().map(|(_, layer)| layer.into_portable().unwrap()).collect();
     let released = per_weight(resident() - before);
     println!(
         "resident bytes a weight: {held:.3} running, {saved:.3} saved, of one half {half:.3} and {released:.3} released"
@@ -142,11 +142,11 @@ fn measuring_the_peak() {
     const LAYER_BYTES: usize = 4 * 1024 * 1024;
     let mut model: Vec<Linear> =
         (0..LAYERS).map(|i| Linear::new(normal(1024 * 1024, i as u64, 1.0), None, 1024, 1024).unwrap()).collect();
-    let small = QuantizedLinear::new(&normal(64 * 64, 1, 1.0), None, 64, 64).unwrap();
+    let small = QuantizedLinear::new(&normal(64 * 64, 1, 1.0), None, 64, 64, Int8Scheme::pytorch()).unwrap();
     drop(small);
     reset_peak();
     let before = resident();
-    quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     let (above, after) = (peak().saturating_sub(before), before.saturating_sub(resident()));
     println!("peak: {:.2} layers above the model", above as f64 / LAYER_BYTES as f64);
     assert!(above < 3 * LAYER_BYTES / 2, "{above} bytes above the model");

@@ -7,6 +7,7 @@ mod hostile;
 mod layer;
 mod lifecycle;
 mod modules;
+mod promises;
 
 use fbgemm_testkit::files::empty_folder;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! Quantizing a whole model: which layers, what is reported, what is refused.
 
 use fbgemm::{
-    Error, InputScheme, Linear, QuantizeOptions, QuantizedLinear, Skipped, WeightScheme, quantize_linear_modules,
-    quantize_weight,
+    Error, InputScheme, Int8Scheme, Linear, LinearScheme, QuantizeOptions, QuantizedLinear, Skipped, WeightScheme,
+    quantize_linear_modules, quantize_weight,
 };
 use fbgemm_testkit::compare::bits;
 use fbgemm_testkit::random::normal;
@@ -30,7 +30,7 @@ fn outcomes(options: &QuantizeOptions) -> Vec<Result<(), Skipped>> {
 #[test]
 fn options_choose_by_pattern_closure_and_size() {
     use Skipped::*;
-    let options = QuantizeOptions::new;
+    let options = || QuantizeOptions::new(Int8Scheme::pytorch());
     assert_eq!(outcomes(&options()), [Ok(()); 3]);
     assert_eq!(outcomes(&options().include("encoder.*")), [Ok(()), Ok(()), Err(NotIncluded)]);
     assert_eq!(outcomes(&options().include("encoder.?").exclude("*.1")), [Ok(()), Err(Excluded), Err(NotIncluded)]);
@@ -51,19 +51,25 @@ fn a_pattern_that_matches_nothing_and_nothing_to_do_are_errors() {
         error
     };
     let unused = |pattern: &str| Error::UnusedPattern { pattern: pattern.to_string() };
-    assert_eq!(refused(QuantizeOptions::new().include("encoder")), unused("encoder"));
-    assert_eq!(refused(QuantizeOptions::new().include("*").exclude("*.7")), unused("*.7"));
-    assert_eq!(refused(QuantizeOptions::new().exclude("*")), Error::NothingToQuantize { layers: 3 });
-    assert_eq!(refused(QuantizeOptions::new().min_features(1000)), Error::NothingToQuantize { layers: 3 });
-    let none = quantize_linear_modules(&mut Model::new(), &QuantizeOptions::new());
-    assert_eq!(none.unwrap_err(), Error::NothingToQuantize { layers: 0 });
+    assert_eq!(refused(QuantizeOptions::new(Int8Scheme::pytorch()).include("encoder")), unused("encoder"));
+    assert_eq!(refused(QuantizeOptions::new(Int8Scheme::pytorch()).include("*").exclude("*.7")), unused("*.7"));
+    assert_eq!(
+        refused(QuantizeOptions::new(Int8Scheme::pytorch()).exclude("*")),
+        Error::NothingToQuantize { layers: 3, already: 0, transposed: 0 }
+    );
+    assert_eq!(
+        refused(QuantizeOptions::new(Int8Scheme::pytorch()).min_features(1000)),
+        Error::NothingToQuantize { layers: 3, already: 0, transposed: 0 }
+    );
+    let none = quantize_linear_modules(&mut Model::new(), &QuantizeOptions::new(Int8Scheme::pytorch()));
+    assert_eq!(none.unwrap_err(), Error::NothingToQuantize { layers: 0, already: 0, transposed: 0 });
     let mut model = model();
-    quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("head.*")).unwrap();
-    let again = quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("head.*")).unwrap();
+    let again = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     let again: Vec<_> = again.layers.iter().map(|layer| layer.outcome.err()).collect();
     assert_eq!(again, [Some(Skipped::AlreadyQuantized), Some(Skipped::AlreadyQuantized), None]);
-    let third = quantize_linear_modules(&mut model, &QuantizeOptions::new());
-    assert_eq!(third.unwrap_err(), Error::NothingToQuantize { layers: 3 });
+    let third = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()));
+    assert_eq!(third.unwrap_err(), Error::NothingToQuantize { layers: 3, already: 3, transposed: 0 });
 }
 
 #[test]
@@ -72,22 +78,24 @@ fn a_weight_that_is_not_finite_names_its_layer_and_leaves_the_model() {
     let mut weight = normal(4 * 16, 3, 0.1);
     weight[9] = f32::NAN;
     model.get_mut("head").unwrap()[0] = Linear::new(weight, None, 4, 16).unwrap();
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new()).unwrap_err();
+    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
     assert_eq!(error.chain(), r#"layer "head.0": weight[9] is NaN, expected a finite number"#);
     assert!(model.values().flatten().all(|layer| !layer.is_quantized()));
     // It is of no matter in a layer that stays.
-    quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("head.*")).unwrap();
+    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("head.*")).unwrap();
 }
 
 #[test]
 fn layers_compute_what_quantizing_them_alone_gives() {
     let mut quantized = model();
-    quantize_linear_modules(&mut quantized, &QuantizeOptions::new()).unwrap();
+    quantize_linear_modules(&mut quantized, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     for (name, layers) in model() {
         for (i, layer) in layers.iter().enumerate() {
             let Linear::Float(float) = layer else { unreachable!() };
             let (n, k) = (float.out_features(), float.in_features());
-            let alone = QuantizedLinear::new(float.weight(), float.bias(), n, k).unwrap();
+            let alone =
+                QuantizedLinear::new(float.weight(), float.bias().map(<[f32]>::to_vec), n, k, Int8Scheme::pytorch())
+                    .unwrap();
             let input = normal(3 * k, 9, 2.0);
             let ours: Vec<f32> = quantized[&name][i].forward(&input).unwrap();
             assert_eq!(bits(&ours), bits(&alone.forward(&input).unwrap()), "{name}.{i}");
@@ -103,7 +111,8 @@ fn the_report_has_names_shapes_bytes_errors_and_saturating_shares() {
         ("even".to_string(), vec![Linear::new(weight.clone(), None, 8, 10).unwrap()]),
         ("head".to_string(), vec![float(4, 16, 3)]),
     ]);
-    let report = quantize_linear_modules(&mut model, &QuantizeOptions::new().exclude("head.0")).unwrap();
+    let report =
+        quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("head.0")).unwrap();
     let [even, head] = &report.layers[..] else { panic!("{report:?}") };
     assert_eq!((even.name.as_str(), even.out_features, even.in_features), ("even.0", 8, 10));
     assert_eq!((even.bytes_before, even.bytes_after), (4 * 80, model["even"][0].bytes()));
@@ -126,9 +135,9 @@ fn the_report_has_names_shapes_bytes_errors_and_saturating_shares() {
         "even.0",
         "8x10",
         "100.000%",
-        "fp32: excluded",
+        "left: excluded",
         "1 of 2 in int8",
-        "weights: 8 bits, per tensor, affine; inputs: per_tensor",
+        "weights per_tensor, inputs per_tensor",
     ] {
         assert!(table.contains(part), "{part} in {table}");
     }
@@ -137,11 +146,11 @@ fn the_report_has_names_shapes_bytes_errors_and_saturating_shares() {
 #[test]
 fn the_whole_model_is_quantized_by_the_schemes_of_the_options() {
     let mut quantized = model();
-    let weights = WeightScheme::new().per_channel().symmetric().reduced_range();
+    let weights = WeightScheme::new().per_channel().symmetric().reduce_range();
     let input = InputScheme::new().per_row();
-    let options = QuantizeOptions::new().weights(weights).input(input);
+    let options = QuantizeOptions::new(Int8Scheme { weights, inputs: input });
     let report = quantize_linear_modules(&mut quantized, &options).unwrap();
-    assert!(report.to_string().contains("weights: 7 bits, per channel, symmetric; inputs: per_row"), "{report}");
+    assert!(report.to_string().contains("weights per_channel symmetric reduce_range, inputs per_row"), "{report}");
     assert!(report.quantized().all(|layer| layer.outcome.unwrap().saturating_share == 0.0));
     for layer in quantized.values().flatten() {
         let Linear::Int8(layer) = layer else { panic!() };
@@ -152,24 +161,27 @@ fn the_whole_model_is_quantized_by_the_schemes_of_the_options() {
         let report = quantize_linear_modules(&mut model(), options).unwrap();
         report.quantized().map(|layer| layer.outcome.unwrap().saturating_share).sum::<f64>()
     };
-    assert!(share(&QuantizeOptions::new()) > 0.0);
-    assert_eq!(share(&QuantizeOptions::new().input(InputScheme::new().reduced_range())), 0.0);
+    assert!(share(&QuantizeOptions::new(Int8Scheme::pytorch())) > 0.0);
+    assert_eq!(
+        share(&QuantizeOptions::new(Int8Scheme { inputs: InputScheme::new().reduce_range(), ..Int8Scheme::pytorch() })),
+        0.0
+    );
 }
 
 #[test]
 fn weights_in_fp16_give_the_operations_bits_and_survive_being_stored() {
     let path = crate::folder("fp16").join("model.safetensors");
     let mut half = model();
-    let options = || QuantizeOptions::new().fp16().exclude("head.0");
+    let options = || QuantizeOptions::new(LinearScheme::Fp16).exclude("head.0");
     let report = quantize_linear_modules(&mut half, &options()).unwrap();
-    assert!(report.to_string().contains("2 of 3 in fp16") && report.to_string().contains("weights: fp16"), "{report}");
+    assert!(report.to_string().contains("2 of 3 in fp16") && report.to_string().contains("weights fp16"), "{report}");
     let mut names = report.layers.iter();
-    let again = quantize_linear_modules(&mut half, &QuantizeOptions::new()).unwrap();
+    let again = quantize_linear_modules(&mut half, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     assert_eq!(again.layers[0].outcome, Err(Skipped::AlreadyQuantized));
     fbgemm::save_linear_modules(&half, &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let file = fbgemm::ModelFile::parse(&bytes).unwrap();
-    assert_eq!(file.half_layers().collect::<Vec<_>>(), ["encoder.0", "encoder.1"]);
+    assert_eq!(file.fp16_layers().collect::<Vec<_>>(), ["encoder.0", "encoder.1"]);
     let json = serde_json::to_string(&half).unwrap();
     let stored: Model = serde_json::from_str(&json).unwrap();
     let mut loaded = half.clone();
@@ -182,12 +194,12 @@ fn weights_in_fp16_give_the_operations_bits_and_survive_being_stored() {
         let packed = fbgemm::pack_matrix_fp16(float.weight(), n, k).unwrap();
         let expected = bits(&fbgemm::linear_fp16_weight(&input, &packed, float.bias()).unwrap());
         for model in [&half, &loaded, &stored] {
-            assert!(matches!(model["encoder"][i], Linear::Half(_)));
+            assert!(matches!(model["encoder"][i], Linear::Fp16(_)));
             assert_eq!(bits(&model["encoder"][i].forward(&input).unwrap()), expected);
         }
         let about = names.next().unwrap().outcome.unwrap();
         assert!(about.relative_error > 0.0 && about.relative_error < 1e-3 && about.saturating_share == 0.0);
     }
-    let bias = fbgemm::HalfLinear::new(&[1.0; 4], Some(&[0.0; 3]), 2, 2).unwrap_err();
+    let bias = fbgemm::Fp16Linear::new(&[1.0; 4], Some(vec![0.0; 3]), 2, 2).unwrap_err();
     assert_eq!(bias, Error::WrongLength { what: "bias", given: 3, expected: 2 });
 }

@@ -1,6 +1,6 @@
 //! What must be an error: never a crash, never garbage.
 
-use fbgemm::{Error, PackedMatrix, QuantizedWeight};
+use fbgemm::{Error, PackedMatrix, PortableLinear, QuantizedWeight};
 use fbgemm_testkit::random::normal;
 
 fn layer(out_features: usize, in_features: usize) -> (QuantizedWeight, PackedMatrix) {
@@ -43,7 +43,7 @@ fn sizes_beyond_fbgemms_addressing() {
     for (n, k) in [(2_147_483_647, 1), (65_536, 65_536), (usize::MAX, 2), (2, usize::MAX), (usize::MAX, usize::MAX)] {
         too_large(fbgemm::quantize_weight(&[], n, k).unwrap_err());
         too_large(fbgemm::pack_matrix(&[], k, n).unwrap_err());
-        too_large(QuantizedWeight::from_parts(vec![], vec![], 1.0, 0, n, k).unwrap_err());
+        too_large(QuantizedWeight::per_tensor(vec![], 1.0, 0, n, k).unwrap_err());
     }
     let (q, packed) = layer(65_536, 1);
     let error = fbgemm::linear_int8_weight(&vec![1.0; 32_768], &q, &packed, None).unwrap_err();
@@ -85,24 +85,24 @@ fn parts_of_another_weight() {
     let error = fbgemm::linear_int8_weight(&[1.0; 5], &other, &turned, None).unwrap_err();
     assert!(matches!(error, Error::ForeignPackedMatrix { .. }), "{error}");
 
-    let from = |offsets: Vec<i32>, scale, zero_point| {
-        QuantizedWeight::from_parts(q.data().to_vec(), offsets, scale, zero_point, 3, 5)
-    };
+    let from = |scale, zero_point| QuantizedWeight::per_tensor(q.data().to_vec(), scale, zero_point, 3, 5);
     let offsets = q.col_offsets().to_vec();
-    assert_eq!(from(offsets.clone(), q.scale(), q.zero_point()).unwrap(), q);
+    let again = from(q.scale(), q.zero_point()).unwrap();
+    assert_eq!(again, q);
+    again.check_col_offsets(&offsets).unwrap();
     let mut wrong = offsets.clone();
     wrong[1] += 1;
     assert_eq!(
-        from(wrong, q.scale(), q.zero_point()).unwrap_err(),
+        q.check_col_offsets(&wrong).unwrap_err(),
         Error::ForeignColOffsets { index: 1, given: offsets[1] + 1, expected: offsets[1] }
     );
     let length = Error::WrongLength { what: "col_offsets", given: 2, expected: 3 };
-    assert_eq!(from(offsets[..2].to_vec(), q.scale(), q.zero_point()).unwrap_err(), length);
+    assert_eq!(q.check_col_offsets(&offsets[..2]).unwrap_err(), length);
     for scale in [0.0, -1.0, f32::INFINITY, f32::NAN] {
-        assert!(matches!(from(offsets.clone(), scale, 0).unwrap_err(), Error::InvalidScale { .. }));
+        assert!(matches!(from(scale, 0).unwrap_err(), Error::InvalidScale { .. }));
     }
     for given in [-129, 128, i32::MIN, i32::MAX] {
-        assert_eq!(from(offsets.clone(), 1.0, given).unwrap_err(), Error::InvalidZeroPoint { given });
+        assert_eq!(from(1.0, given).unwrap_err(), Error::InvalidZeroPoint { given });
     }
 }
 
@@ -133,11 +133,10 @@ fn executors_that_break_their_promise() {
     let (q, packed) = layer(100, 8);
     let input = [1.0; 80];
     let whole = fbgemm::linear_int8_weight(&input, &q, &packed, None).unwrap();
-    let mut output = vec![0.0; 1000];
+    let layer = PortableLinear::new(q, None).unwrap().pack().unwrap();
+    let mut output = vec![0.0f32; 1000];
     type Task<'a> = &'a (dyn Fn(usize) + Sync);
-    let mut run = |tasks, execute: &dyn Fn(Task)| {
-        fbgemm::linear_int8_weight_tasks(&input, &q, &packed, None, &mut output, tasks, execute)
-    };
+    let mut run = |tasks, execute: &dyn Fn(Task)| layer.forward_tasks(&input, &mut output, tasks, execute);
     assert_eq!(run(4, &|task| (0..3).for_each(task)), Err(Error::TasksLeft { ran: 3, tasks: 4 }));
     assert_eq!(run(4, &|_| ()), Err(Error::TasksLeft { ran: 0, tasks: 4 }));
     for tasks in [0, 1025, usize::MAX] {
@@ -177,7 +176,7 @@ fn every_operation_refuses_this_cpu() {
     refused(fbgemm::pack_matrix(&[1; 6], 3, 2).unwrap_err());
     refused(fbgemm::pack_matrix_fp16(&[1.0; 6], 2, 3).unwrap_err());
     // A stored weight loads here, but can't be packed; so there is no packed matrix to run the operation with.
-    let q = QuantizedWeight::from_parts(vec![1; 6], vec![3, 3], 1.0, 0, 2, 3).unwrap();
+    let q = QuantizedWeight::per_tensor(vec![1; 6], 1.0, 0, 2, 3).unwrap();
     refused(q.pack().unwrap_err());
     // Of unsigned 8 bits neither, whose parameters alone need no CPU.
     fbgemm::U8Params::new(1.0, 0).unwrap();

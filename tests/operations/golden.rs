@@ -184,10 +184,11 @@ fn every_stored_output_of_pytorchs_linear_dynamic_is_given_bit_for_bit() {
             if !case.flag("relu") {
                 let layer = fbgemm::PortableLinear::new(weight, bias).unwrap().pack().unwrap();
                 let reduced = fbgemm::InputScheme::new();
-                let reduced = if case.flag("reduce_range") { reduced.reduced_range() } else { reduced };
-                let as_pytorch: Vec<f32> = layer.with_input(reduced.as_linear_dynamic()).forward(&input).unwrap();
+                let reduced = if case.flag("reduce_range") { reduced.reduce_range() } else { reduced };
+                let as_pytorch: Vec<f32> =
+                    layer.clone().with_input(reduced.as_linear_dynamic()).forward(&input).unwrap();
                 assert_eq!(bits(&as_pytorch), expected, "{name}");
-                let as_fbgemm: Vec<f32> = layer.with_input(reduced).forward(&input).unwrap();
+                let as_fbgemm: Vec<f32> = layer.clone().with_input(reduced).forward(&input).unwrap();
                 told_apart += usize::from(bits(&as_fbgemm) != expected);
             }
         },

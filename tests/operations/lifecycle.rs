@@ -39,14 +39,15 @@ fn an_operation_within_an_executor_has_its_own_buffers() {
         fbgemm::linear_int8_weight(&input, &other, &other_packed, None).unwrap(),
     );
     let mut output = vec![0.0; 7 * 64];
-    fbgemm::linear_int8_weight_tasks(&input, &q, &packed, None, &mut output, 3, |task| {
+    let layer = fbgemm::PortableLinear::new(q, None).unwrap().pack().unwrap();
+    let execute = |task: &(dyn Fn(usize) + Sync)| {
         for i in 0..3 {
             task(i);
             let inner = fbgemm::linear_int8_weight(&input, &other, &other_packed, None).unwrap();
             assert_eq!(bits(&inner), bits(&other_alone));
         }
-    })
-    .unwrap();
+    };
+    layer.forward_tasks(&input, &mut output, 3, execute).unwrap();
     assert_eq!(bits(&output), bits(&alone));
 }
 

@@ -1,11 +1,11 @@
 //! The operations against PyTorch's outputs, against an independent reference, and with everything they must refuse.
 
 mod errors;
-mod fixed_point;
 mod fp16;
 mod golden;
 mod layout;
 mod lifecycle;
+mod linear_static;
 mod properties;
 mod schemes;
 

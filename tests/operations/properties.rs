@@ -91,15 +91,30 @@ fn any_number_of_tasks_gives_the_same_bits() {
         let (q, packed) = p.quantized();
         let bias = p.bias.as_deref();
         let one = fbgemm::linear_int8_weight(&p.input, &q, &packed, bias).unwrap();
-        let mut output = vec![f32::NAN; p.batch * p.out_features];
-        fbgemm::linear_int8_weight_tasks(&p.input, &q, &packed, bias, &mut output, tasks, |task| {
+        let on_two_threads = |task: &(dyn Fn(usize) + Sync)| {
             std::thread::scope(|threads| {
                 threads.spawn(|| (0..tasks).step_by(2).for_each(task));
                 (1..tasks).step_by(2).for_each(task);
             });
-        })
-        .unwrap();
+        };
+        let layer = fbgemm::PortableLinear::new(q, p.bias.clone()).unwrap().pack().unwrap();
+        let mut output = vec![f32::NAN; p.batch * p.out_features];
+        layer.forward_tasks(&p.input, &mut output, tasks, on_two_threads).unwrap();
         prop_assert_eq!(bits(&output), bits(&one));
+        // Per row, in fp16, and of other types: as one task gives them.
+        let per_row = layer.with_input(fbgemm::InputScheme::new().per_row());
+        per_row.forward_tasks(&p.input, &mut output, tasks, on_two_threads).unwrap();
+        prop_assert_eq!(bits(&output), bits(&per_row.forward(&p.input).unwrap()));
+        let fp16 = fbgemm::Fp16Linear::new(&p.weight, p.bias.clone(), p.out_features, p.in_features).unwrap();
+        fp16.forward_tasks(&p.input, &mut output, tasks, on_two_threads).unwrap();
+        prop_assert_eq!(bits(&output), bits(&fp16.forward(&p.input).unwrap()));
+        let doubles: Vec<f64> = p.input.iter().map(|&x| f64::from(x)).collect();
+        let mut wide = vec![f64::NAN; output.len()];
+        for layer in [fbgemm::Linear::from(per_row), fp16.into()] {
+            layer.forward_tasks(&doubles, &mut wide, tasks, on_two_threads).unwrap();
+            let expected = layer.forward(&p.input).unwrap();
+            prop_assert_eq!(bits(&wide.iter().map(|&y| y as f32).collect::<Vec<_>>()), bits(&expected));
+        }
         Ok(())
     });
 }
@@ -109,16 +124,9 @@ fn packing_the_data_and_packing_the_weight_are_the_same() {
     check(100, problem(), |p| {
         let (q, packed) = p.quantized();
         let again = fbgemm::pack_matrix(q.data(), p.in_features, p.out_features).unwrap();
-        let parts = (q.data().to_vec(), q.col_offsets().to_vec());
-        let whole = fbgemm::QuantizedWeight::from_parts(
-            parts.0,
-            parts.1,
-            q.scale(),
-            q.zero_point(),
-            p.out_features,
-            p.in_features,
-        )
-        .unwrap();
+        let data = q.data().to_vec();
+        let whole = fbgemm::QuantizedWeight::per_tensor(data, q.scale(), q.zero_point(), p.out_features, p.in_features)
+            .unwrap();
         prop_assert_eq!(&whole, &q);
         let one = fbgemm::linear_int8_weight(&p.input, &q, &packed, None).unwrap();
         let two = fbgemm::linear_int8_weight(&p.input, &whole, &again, None).unwrap();

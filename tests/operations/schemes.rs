@@ -1,7 +1,9 @@
 //! Ways to quantize beside PyTorch's default: seven bits, a scale for each output, each row or every call.
 
 use crate::properties::{Problem, check, problem};
-use fbgemm::{Error, InputObserver, InputScheme, PortableLinear, QuantizedLinear, QuantizedWeight, WeightScheme};
+use fbgemm::{
+    Error, InputObserver, InputScheme, Int8Scheme, PortableLinear, QuantizedLinear, QuantizedWeight, WeightScheme,
+};
 use fbgemm::{quantize_weight, quantize_weight_as};
 use fbgemm_testkit::compare::bits;
 use fbgemm_testkit::reference::{self, Params};
@@ -15,7 +17,7 @@ fn exact() -> bool {
 fn scheme() -> impl Strategy<Value = (WeightScheme, [bool; 3])> {
     any::<[bool; 3]>().prop_map(|[reduced, channels, symmetric]| {
         let scheme = WeightScheme::new();
-        let scheme = if reduced { scheme.reduced_range() } else { scheme };
+        let scheme = if reduced { scheme.reduce_range() } else { scheme };
         let scheme = if channels { scheme.per_channel() } else { scheme };
         (if symmetric { scheme.symmetric() } else { scheme }, [reduced, channels, symmetric])
     })
@@ -59,7 +61,7 @@ fn every_bit_of_every_scheme_is_the_references() {
     let fixed = (1e-3f32..10.0, 0i32..256);
     check(600, (problem(), scheme(), any::<bool>(), 0u8..3, fixed), |(p, (scheme, _), reduced, granularity, fixed)| {
         let (layer, data, channels) = layer(&p, scheme);
-        let input_scheme = if reduced { InputScheme::new().reduced_range() } else { InputScheme::new() };
+        let input_scheme = if reduced { InputScheme::new().reduce_range() } else { InputScheme::new() };
         let top = if reduced { 127 } else { 255 };
         let choose = |values: &[f32]| {
             let (min, max) = reference::range(values);
@@ -73,10 +75,10 @@ fn every_bit_of_every_scheme_is_the_references() {
             1 => (input_scheme.per_row(), Box::new(choose)),
             _ => {
                 let params = Params { scale: fixed_scale, zero_point };
-                (input_scheme.fixed(fixed_scale, zero_point).unwrap(), Box::new(move |_: &[f32]| params))
+                (input_scheme.static_params(fixed_scale, zero_point).unwrap(), Box::new(move |_: &[f32]| params))
             }
         };
-        let layer = layer.with_input(input_scheme);
+        let layer = layer.clone().with_input(input_scheme);
         let bias = p.bias.as_deref();
         let output: Vec<f32> = layer.forward(&p.input).unwrap();
         let expected = reference::linear_as(&p.input, &of_row, &data, &channels, p.in_features, bias, exact());
@@ -93,7 +95,7 @@ fn every_bit_of_every_scheme_is_the_references() {
 fn per_row_and_fixed_a_row_gives_the_same_bits_in_every_batch() {
     check(300, (problem(), scheme(), any::<bool>()), |(p, (scheme, _), fixed)| {
         let (layer, ..) = layer(&p, scheme);
-        let layer = layer.with_input(if fixed {
+        let layer = layer.clone().with_input(if fixed {
             let mut observer = InputObserver::new();
             observer.observe(&p.input).unwrap();
             observer.scheme().unwrap()
@@ -110,7 +112,7 @@ fn per_row_and_fixed_a_row_gives_the_same_bits_in_every_batch() {
 
 #[test]
 fn per_tensor_a_rows_neighbours_change_it() {
-    let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25, 1.5], None, 2, 2).unwrap();
+    let layer = QuantizedLinear::new(&[0.5, -1.0, 0.25, 1.5], None, 2, 2, Int8Scheme::pytorch()).unwrap();
     let alone: Vec<f32> = layer.forward(&[0.3, 0.7]).unwrap();
     let together: Vec<f32> = layer.forward(&[0.3, 0.7, 90.0, -20.0]).unwrap();
     assert_ne!(bits(&alone), bits(&together[..2]), "as in PyTorch");
@@ -131,14 +133,14 @@ fn extremes() -> (Vec<f32>, Vec<f32>) {
 fn seven_bits_give_the_exact_sums_on_every_cpu() {
     let (weight, input) = extremes();
     let schemes = [
-        (WeightScheme::new().reduced_range(), InputScheme::new()),
-        (WeightScheme::new().reduced_range().per_channel().symmetric(), InputScheme::new().per_row()),
-        (WeightScheme::new(), InputScheme::new().reduced_range()),
-        (WeightScheme::new().symmetric(), InputScheme::new().reduced_range().per_row()),
+        (WeightScheme::new().reduce_range(), InputScheme::new()),
+        (WeightScheme::new().reduce_range().per_channel().symmetric(), InputScheme::new().per_row()),
+        (WeightScheme::new(), InputScheme::new().reduce_range()),
+        (WeightScheme::new().symmetric(), InputScheme::new().reduce_range().per_row()),
     ];
     for (weight_scheme, input_scheme) in schemes {
         let q = quantize_weight_as(&weight, 8, 96, weight_scheme).unwrap();
-        let top = if input_scheme.is_reduced() { 127 } else { 255 };
+        let top = if input_scheme.is_range_reduced() { 127 } else { 255 };
         let per_row = input_scheme.granularity() == fbgemm::InputGranularity::PerRow;
         let choose = |values: &[f32]| {
             let (min, max) = reference::range(values);
@@ -186,24 +188,25 @@ fn eight_bits_differ_from_the_exact_sums_without_vnni_and_the_risk_says_where() 
 
 #[test]
 fn fixed_parameters_clip_what_lies_beyond_them() {
-    let layer = QuantizedLinear::new(&[1.0, 0.0, 0.0, 1.0], None, 2, 2).unwrap();
-    let layer = layer.with_input(InputScheme::new().fixed(0.01, 100).unwrap());
+    let layer = QuantizedLinear::new(&[1.0, 0.0, 0.0, 1.0], None, 2, 2, Int8Scheme::pytorch()).unwrap();
+    let layer = layer.clone().with_input(InputScheme::new().static_params(0.01, 100).unwrap());
     let output: Vec<f32> = layer.forward(&[50.0, -50.0]).unwrap();
     assert!((output[0] - 1.55).abs() < 0.02 && (output[1] + 1.0).abs() < 0.02, "{output:?}");
     // FBGEMM's own arithmetic would wrap around for a value so far out.
-    let wrapping = layer.with_input(InputScheme::new().fixed(1e-30, 200).unwrap()).forward(&[1e10f32, 0.0]);
+    let wrapping =
+        layer.clone().with_input(InputScheme::new().static_params(1e-30, 200).unwrap()).forward(&[1e10f32, 0.0]);
     assert!(matches!(wrapping, Err(Error::InputOverflow { .. })), "{wrapping:?}");
     for (scale, zero_point) in [(0.0, 0), (f32::NAN, 0), (-1.0, 0), (1e-40, 0)] {
-        assert!(matches!(InputScheme::new().fixed(scale, zero_point), Err(Error::InvalidScale { .. })));
+        assert!(matches!(InputScheme::new().static_params(scale, zero_point), Err(Error::InvalidScale { .. })));
     }
-    assert_eq!(InputScheme::new().fixed(1.0, 256), Err(Error::InvalidU8ZeroPoint { given: 256 }));
-    assert_eq!(InputScheme::new().fixed(1.0, -1), Err(Error::InvalidU8ZeroPoint { given: -1 }));
+    assert_eq!(InputScheme::new().static_params(1.0, 256), Err(Error::InvalidU8ZeroPoint { given: 256 }));
+    assert_eq!(InputScheme::new().static_params(1.0, -1), Err(Error::InvalidU8ZeroPoint { given: -1 }));
 }
 
 #[test]
 fn an_observer_finds_ranges_and_percentiles() {
     let params = |scheme: InputScheme| match scheme.granularity() {
-        fbgemm::InputGranularity::Fixed { scale, zero_point } => (scale, zero_point),
+        fbgemm::InputGranularity::Static { scale, zero_point } => (scale, zero_point),
         other => panic!("{other:?}"),
     };
     let mut observer = InputObserver::new();
@@ -216,11 +219,11 @@ fn an_observer_finds_ranges_and_percentiles() {
     // One value far out, three times as far as bins were made for: the range follows it, the percentile does not.
     observer.observe(&[3.2]).unwrap();
     assert!((params(observer.scheme().unwrap()).0 - 3.7 / 255.0).abs() < 1e-6);
-    let (scale, _) = params(observer.scheme_for(0.99).unwrap());
+    let (scale, _) = params(observer.quantile_scheme(0.99).unwrap());
     assert!((scale - 1.5 / 255.0).abs() < 0.02 * 1.5 / 255.0, "{}", scale * 255.0);
-    let all = params(observer.scheme_for(1.0).unwrap());
+    let all = params(observer.quantile_scheme(1.0).unwrap());
     assert!((all.0 - 3.7 / 255.0).abs() < 1e-6);
-    assert_eq!(observer.scheme_for(0.0), Err(Error::InvalidShare { given: 0.0 }));
+    assert_eq!(observer.quantile_scheme(0.0), Err(Error::InvalidQuantile { given: 0.0 }));
     assert!(matches!(observer.observe(&[f32::NAN]), Err(Error::NotFinite { index: 0, .. })));
     let mut zeros = InputObserver::new();
     zeros.observe(&[0.0; 5]).unwrap();
@@ -231,7 +234,7 @@ fn an_observer_finds_ranges_and_percentiles() {
 fn parts_with_channels_are_checked() {
     let q = quantize_weight_as(&[0.5, -1.0, 0.25, 1.5, 0.0, -0.5], 2, 3, WeightScheme::new().per_channel()).unwrap();
     let build = |scales: Vec<f32>, zero_points: Vec<i32>| {
-        QuantizedWeight::from_channels(q.data().to_vec(), q.col_offsets().to_vec(), scales, zero_points, 2, 3)
+        QuantizedWeight::per_channel(q.data().to_vec(), scales, zero_points, 2, 3)
     };
     assert_eq!(build(q.scales().to_vec(), q.zero_points().to_vec()).unwrap(), q);
     assert!(matches!(
@@ -242,5 +245,6 @@ fn parts_with_channels_are_checked() {
     assert!(matches!(build(vec![1.0, f32::NAN], q.zero_points().to_vec()), Err(Error::InvalidScale { .. })));
     assert!(matches!(build(vec![1.0, 1.0], vec![0, 128]), Err(Error::InvalidZeroPoint { given: 128 })));
     let other: Vec<i32> = q.zero_points().iter().rev().copied().collect();
-    assert!(matches!(build(q.scales().to_vec(), other), Err(Error::ForeignColOffsets { .. })));
+    let other = build(q.scales().to_vec(), other).unwrap();
+    assert!(matches!(other.check_col_offsets(q.col_offsets()), Err(Error::ForeignColOffsets { .. })));
 }

@@ -3,7 +3,7 @@
 use super::OURS;
 use super::contender::{Contender, Entry, Layer};
 use super::threads::Crew;
-use fbgemm::{HalfLinear, InputScheme, PortableLinear, QuantizedLinear, WeightScheme, quantize_weight_as};
+use fbgemm::{Fp16Linear, Int8Scheme, QuantizedLinear};
 use std::rc::Rc;
 
 /// This crate.
@@ -35,21 +35,20 @@ pub fn schemes() -> Vec<Entry> {
         };
         Entry { name: name.to_string(), int8: true, packs: true, make: Box::new(make) }
     }
-    let int8 = |weights: WeightScheme, input: InputScheme| {
+    let int8 = |scheme: Int8Scheme| {
         move |layer: Layer| {
             let Layer { weight, bias, out_features, in_features } = layer;
-            let weight = quantize_weight_as(weight, out_features, in_features, weights)?;
-            PortableLinear::new(weight, Some(bias.to_vec()))?.with_input(input).pack()
+            QuantizedLinear::new(weight, Some(bias.to_vec()), out_features, in_features, scheme)
         }
     };
     // Seven bits with channels of their own: the full range of every channel would saturate on CPUs without VNNI.
-    let finest = int8(WeightScheme::new().reduced_range().per_channel(), InputScheme::new().per_row());
+    let finest = int8(Int8Scheme::portable());
     vec![
         entry("fbgemm per channel and row", finest, QuantizedLinear::forward_into),
         entry(
             "fbgemm fp16",
-            |layer| HalfLinear::new(layer.weight, Some(layer.bias), layer.out_features, layer.in_features),
-            HalfLinear::forward_into,
+            |layer| Fp16Linear::new(layer.weight, Some(layer.bias.to_vec()), layer.out_features, layer.in_features),
+            Fp16Linear::forward_into,
         ),
     ]
 }
@@ -67,7 +66,9 @@ impl<T> Contender for Scheme<T> {
 
 /// The layer as this crate quantizes it by default.
 pub fn quantized(layer: Layer) -> Result<QuantizedLinear, String> {
-    QuantizedLinear::new(layer.weight, Some(layer.bias), layer.out_features, layer.in_features).map_err(|e| e.chain())
+    let Layer { weight, bias, out_features, in_features } = layer;
+    QuantizedLinear::new(weight, Some(bias.to_vec()), out_features, in_features, Int8Scheme::pytorch())
+        .map_err(|e| e.chain())
 }
 
 struct Ours {

@@ -1,9 +1,9 @@
 //! Which layers compete: presets, the user's own shapes, and a checkpoint's.
 
-use crate::quantize;
-use fbgemm::{ModelFile, QuantizeOptions, join_name, quantize_checkpoint};
+use fbgemm::{Int8Scheme, ModelFile, QuantizeOptions, join_name, quantize_checkpoint};
 use fbgemm_testkit::random::normal;
 use std::borrow::Cow;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Shapes of well-known models.
@@ -94,9 +94,10 @@ pub fn parse(text: &str) -> Result<(usize, usize), String> {
 /// What `fbgemm quantize` would quantize of a checkpoint; those of one shape together, with the first one's weight.
 pub fn model(path: &Path) -> Result<Vec<Shape>, String> {
     let about = |e: fbgemm::Error| format!("{}: {}", path.display(), e.chain());
-    let bytes = quantize::map(path)?;
-    let file = ModelFile::parse(&bytes).map_err(about)?;
-    let report = quantize_checkpoint(&file, &QuantizeOptions::new(), None, &mut |_, _| ()).map_err(about)?;
+    let file = ModelFile::open(path).map_err(about)?;
+    let options = QuantizeOptions::new(Int8Scheme::pytorch()).into();
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let report = quantize_checkpoint(&file, &options, None, go_on).map_err(about)?;
     let source = path.file_name().unwrap_or_default().to_string_lossy();
     let mut shapes: Vec<Shape> = Vec::new();
     for layer in report.quantized() {

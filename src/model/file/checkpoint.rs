@@ -87,7 +87,7 @@ pub fn quantize_checkpoint(
     }
     parts.sort_by(|a, b| a.0.cmp(&b.0));
     let parts: Vec<Part> = parts.into_iter().map(|(_, part)| part).collect();
-    let total = parts.len();
+    let (total, mut files) = (parts.len(), Vec::new());
     match path {
         Some(path) => {
             let target = Target { path, max_shard_size: options.max_shard_size, in_place: options.in_place };
@@ -100,7 +100,7 @@ pub fn quantize_checkpoint(
                 if changed.is_err() { ControlFlow::Break(()) } else { progress(done, total) }
             });
             changed?;
-            written?;
+            files = written?;
         }
         None => {
             for (i, part) in parts.into_iter().enumerate() {
@@ -112,6 +112,7 @@ pub fn quantize_checkpoint(
             file.check_unchanged()?;
         }
     }
+    report.files = files;
     Ok(report)
 }
 
@@ -186,6 +187,9 @@ fn plan(
         let (mut kind, mut evidence) = (verdict.kind, verdict.evidence.to_string());
         if let Some((said, word)) = chooser.said(layer, new) {
             (kind, evidence) = (said, format!("chosen by {word}"));
+        }
+        if shape.contains(&0) {
+            (kind, evidence) = (Kind::Other, "it is empty".to_string());
         }
         let ours = layer_of(old, "weight").is_some_and(|layer| file.is_int8(layer) || file.is_fp16(layer));
         let (n, k) = if kind == Kind::Transposed { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
@@ -297,7 +301,7 @@ fn candidates(file: &ModelFile, names: &Names, chooser: &mut CheckpointChooser) 
         let tensor = file.tensor(old)?;
         let [rows, columns] = tensor.shape()[..] else { continue };
         let number = is_float(tensor.dtype()) || matches!(tensor.dtype(), Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E5M2);
-        if !number || rows == 0 || columns == 0 {
+        if !number {
             continue;
         }
         // Of other tools' int8 and float8, weights alone: their scales are matrices, too.

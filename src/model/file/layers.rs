@@ -116,5 +116,5 @@ pub fn save_linear_modules(
         return Err(Error::NotLoaded.in_layer(&name));
     }
     let target = Target { path: path.as_ref(), max_shard_size: None, in_place: false };
-    write(parts, metadata, &target, &mut |_| ControlFlow::Continue(()))
+    write(parts, metadata, &target, &mut |_| ControlFlow::Continue(())).map(drop)
 }

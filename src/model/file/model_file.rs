@@ -120,7 +120,7 @@ impl<'a> ModelFile<'a> {
     }
 
     /// Names of the quantized layers, in int8 or fp16, in order.
-    pub fn quantized_layers(&self) -> impl Iterator<Item = &str> {
+    pub fn quantized_layers(&self) -> impl ExactSizeIterator<Item = &str> {
         let mut names: Vec<&str> = self.int8.iter().map(String::as_str).chain(self.fp16_layers()).collect();
         names.sort_unstable();
         names.into_iter()
@@ -134,6 +134,11 @@ impl<'a> ModelFile<'a> {
     /// What lies in `config.json` beside a file that was [opened](Self::open), if there is one.
     pub(crate) fn config(&self) -> Option<&serde_json::Value> {
         self.config.as_ref()
+    }
+
+    /// The size of the file, or of all files, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.sources.iter().map(Source::len).sum()
     }
 
     /// An error if a file has been written to since it was opened.

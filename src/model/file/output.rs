@@ -64,6 +64,11 @@ impl Output {
         &self.spool.file
     }
 
+    /// The file itself: where links lead to.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Where what has been written can be read.
     pub(crate) fn spooled(&self) -> &Path {
         &self.spool.path

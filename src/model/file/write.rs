@@ -73,13 +73,13 @@ pub(crate) struct Target<'a> {
 }
 
 /// Writes all parts to a file, or to shards with an index, which is written last. Each appears whole or not at all, and
-/// not before all of them have been read again. `done` is told the number of parts written, and may stop it.
+/// not before all of them have been read again. `done` is told the number of parts written, and may stop it. Gives the files' paths.
 pub(crate) fn write(
     parts: Vec<Part>,
     metadata: BTreeMap<String, String>,
     target: &Target,
     done: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<()> {
+) -> Result<Vec<PathBuf>> {
     let mut names = BTreeSet::new();
     if let Some((name, ..)) = parts.iter().flat_map(|part| &part.tensors).find(|(name, ..)| !names.insert(name.clone()))
     {
@@ -151,7 +151,7 @@ fn write_shards(
     in_place: bool,
     index: Option<(PathBuf, Index)>,
     done: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<()> {
+) -> Result<Vec<PathBuf>> {
     let (count, mut written) = (shards.len(), 0);
     let mut outputs = Vec::new();
     for (number, (parts, path)) in shards.into_iter().zip(&paths).enumerate() {
@@ -192,7 +192,10 @@ fn write_shards(
             Some(output)
         }
     };
-    outputs.into_iter().chain(index).try_for_each(Output::finish)
+    let mut files = paths;
+    files.extend(index.as_ref().map(|index| index.path().to_path_buf()));
+    outputs.into_iter().chain(index).try_for_each(Output::finish)?;
+    Ok(files)
 }
 
 /// Writes one file's header and parts, and gives the number of parts.

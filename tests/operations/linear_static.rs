@@ -140,13 +140,10 @@ fn problem() -> impl Strategy<Value = Problem> {
         let scales = prop::collection::vec(1e-3f32..1e-2, channels);
         let zero_points = prop::collection::vec(weight_zero_point(), channels);
         let weight = (weight(n * k), scales, zero_points).prop_map(move |(data, scales, zero_points)| {
-            let rows = data.chunks(k).zip(zero_points.iter().cycle());
-            let of = |(row, zero_point): (&[i8], &i32)| row.iter().map(|&q| i32::from(q) - zero_point).sum();
-            let col_offsets = rows.map(of).collect();
             if per_channel {
-                QuantizedWeight::from_channels(data, col_offsets, scales, zero_points, n, k).unwrap()
+                QuantizedWeight::per_channel(data, scales, zero_points, n, k).unwrap()
             } else {
-                QuantizedWeight::from_parts(data, col_offsets, scales[0], zero_points[0], n, k).unwrap()
+                QuantizedWeight::per_tensor(data, scales[0], zero_points[0], n, k).unwrap()
             }
         });
         let bias = prop::option::weighted(0.7, prop::collection::vec(-1f32..1.0, n));
@@ -200,8 +197,7 @@ fn many_rows_and_outputs_are_computed_some_rows_at_a_time() {
     // More sums than a thread's buffer holds at once, and more rows than any kernel's block.
     let (m, n, k) = (500, 6000, 3);
     let data: Vec<i8> = (0..n * k).map(|i| (i * 37 % 256) as u8 as i8).collect();
-    let col_offsets = data.chunks(k).map(|row| row.iter().map(|&q| i32::from(q)).sum()).collect();
-    let weight = QuantizedWeight::from_parts(data, col_offsets, 0.01, 0, n, k).unwrap();
+    let weight = QuantizedWeight::per_tensor(data, 0.01, 0, n, k).unwrap();
     let packed = weight.pack().unwrap();
     let input: Vec<u8> = (0..m * k).map(|i| (i * 91 % 256) as u8).collect();
     let (of_input, of_output) = (U8Params::new(0.1, 120).unwrap(), U8Params::new(2.0, 130).unwrap());
@@ -286,7 +282,7 @@ fn results_that_would_be_garbage_are_refused() {
     assert!(matches!(error, Error::AccumulatorOverflow { bound } if bound >= 255 * 255 * 40_000), "{error}");
 
     let of = |scales: [f32; 2]| {
-        let q = QuantizedWeight::from_channels(vec![100; 4], vec![200; 2], scales.to_vec(), vec![0; 2], 2, 2).unwrap();
+        let q = QuantizedWeight::per_channel(vec![100; 4], scales.to_vec(), vec![0; 2], 2, 2).unwrap();
         let packed = q.pack().unwrap();
         (q, packed)
     };
