@@ -1,7 +1,8 @@
 //! The public API is the one on record, so that a change of it is seen and meant.
 
+use super::ROOT;
 use super::documentation::{documenting, target};
-use super::{ROOT, run};
+use fbgemm_testkit::process::succeed;
 use public_api::Builder;
 use std::path::Path;
 
@@ -12,7 +13,7 @@ const ACCEPT: &str = "FBGEMM_RS_ACCEPT_API=1 cargo test --test packaging -- --ig
 #[ignore = "builds other crates: run by cargo test --workspace -- --ignored builds_"]
 fn builds_public_api_as_recorded() {
     let mut rustdoc = documenting(Path::new(ROOT), "rustdoc");
-    run(rustdoc.args(["--lib", "--", "-Z", "unstable-options", "--output-format", "json"]));
+    succeed(rustdoc.args(["--lib", "--", "-Z", "unstable-options", "--output-format", "json"]));
     let json = target().join("doc/fbgemm.json");
     // What every type has, as `Any`, says nothing. Neither do pages of text.
     let api = match Builder::from_rustdoc_json(&json).omit_blanket_impls(true).omit_auto_trait_impls(true).build() {

@@ -1,6 +1,7 @@
 //! The documentation, made of the published package's files: every link and picture of it is there.
 
-use super::{ROOT, folder, in_crate, run};
+use super::{ROOT, folder, in_crate};
+use fbgemm_testkit::process::succeed;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
@@ -24,12 +25,12 @@ fn published() -> PathBuf {
     let folder = folder("published");
     let mut package = in_crate(std::env::var_os("CARGO").unwrap(), Path::new(ROOT));
     package.args(["package", "--quiet", "--allow-dirty", "--no-verify", "--package=fbgemm", "--package=fbgemm-derive"]);
-    run(package.arg("--target-dir").arg(&folder));
+    succeed(package.arg("--target-dir").arg(&folder));
     let packages = folder.join("package");
     let archive = |name: &str| packages.join(format!("{name}-{}.crate", env!("CARGO_PKG_VERSION")));
     for name in ["fbgemm", "fbgemm-derive"] {
         let mut tar = Command::new("tar");
-        run(tar.arg("xzf").arg(archive(name)).arg("-C").arg(&folder));
+        succeed(tar.arg("xzf").arg(archive(name)).arg("-C").arg(&folder));
         // It lies below this workspace and is none of its packages.
         let manifest = unpacked(&folder, name).join("Cargo.toml");
         let text = std::fs::read_to_string(&manifest).unwrap() + "\n[workspace]\n";
@@ -51,7 +52,7 @@ fn builds_documentation_without_a_dead_link_or_picture() {
     let mut doc = documenting(&unpacked(&published, "fbgemm"), "doc");
     let derive = unpacked(&published, "fbgemm-derive");
     doc.args(["--no-deps", "--config"]).arg(format!("patch.crates-io.fbgemm-derive.path={derive:?}"));
-    run(doc.env("RUSTDOCFLAGS", "-D warnings"));
+    succeed(doc.env("RUSTDOCFLAGS", "-D warnings"));
 
     let (mut dead, mut links, mut pictures) = (BTreeSet::new(), 0, 0);
     for page in html_files(&pages) {

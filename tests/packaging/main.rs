@@ -9,7 +9,8 @@ mod documentation;
 mod fetch;
 mod providers;
 
-use std::borrow::BorrowMut;
+use fbgemm_testkit::files::empty_folder;
+use fbgemm_testkit::process::{stderr, stdout};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -32,10 +33,7 @@ const DECIDING: [&str; 10] = [
 
 /// A fresh folder of this name for a test.
 fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).unwrap();
-    folder
+    empty_folder(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name))
 }
 
 /// What follows a mark in the README: the block's own text, as a user copies it.
@@ -102,12 +100,5 @@ fn cargo(crate_folder: &Path, command: &str) -> Command {
 }
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// What a command prints, which must work.
-fn run(mut command: impl BorrowMut<Command>) -> String {
-    let output = command.borrow_mut().output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    text(&output)
+    stdout(output) + &stderr(output)
 }

@@ -1,6 +1,7 @@
 //! Builds with every provider and with none, and the programs shipped from them; builds that must refuse.
 
-use super::{ROOT, cargo, folder, in_crate, readme_block, run, text, user_crate};
+use super::{ROOT, cargo, folder, in_crate, readme_block, text, user_crate};
+use fbgemm_testkit::process::succeed;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,20 +32,20 @@ fn assert_ships(user: &Path, variables: &[(&str, OsString)], provider: &str, nee
     let _ = std::fs::remove_dir_all(user.join("ship"));
     let mut script = in_crate("sh", user);
     script.args(["-ec", &readme_block("<!-- a test runs this as it is -->")]).envs(variables.iter().cloned());
-    run(script);
+    succeed(&mut script);
 
     let fresh = folder(&format!("shipped-{provider}"));
     std::fs::rename(user.join("ship"), fresh.join("ship")).unwrap();
     let ship = fresh.join("ship");
     let mut program = Command::new(ship.join("my-service"));
-    assert_works(&run(program.env_clear().current_dir(&fresh)), provider);
+    assert_works(&succeed(program.env_clear().current_dir(&fresh)), provider);
     let libraries: Vec<_> = std::fs::read_dir(ship.join("lib")).unwrap().map(|e| e.unwrap().file_name()).collect();
     let mut libraries: Vec<&str> = libraries.iter().map(|name| name.to_str().unwrap()).collect();
     libraries.sort_unstable();
     assert_eq!(libraries, needed, "the provider's and no others");
     // Nothing comes from where it was built.
     let mut ldd = Command::new("ldd");
-    let said = run(ldd.arg(ship.join("my-service")).env_remove("LD_LIBRARY_PATH"));
+    let said = succeed(ldd.arg(ship.join("my-service")).env_remove("LD_LIBRARY_PATH"));
     for line in said.lines() {
         let from = line.split("=> ").nth(1).unwrap_or_default();
         let system = ["/lib", "/usr/lib"].iter().any(|s| from.starts_with(s));
@@ -56,7 +57,7 @@ fn assert_ships(user: &Path, variables: &[(&str, OsString)], provider: &str, nee
     std::fs::create_dir(&stripped).unwrap();
     std::fs::copy(ship.join("my-service"), stripped.join("my-service")).unwrap();
     let mut program = Command::new(stripped.join("my-service"));
-    assert_works(&run(program.env_clear().env("LD_LIBRARY_PATH", ship.join("lib"))), provider);
+    assert_works(&succeed(program.env_clear().env("LD_LIBRARY_PATH", ship.join("lib"))), provider);
 }
 
 /// One test, as the builds wait for each other anyway and each step reuses what the last one built.
@@ -68,7 +69,7 @@ fn builds_and_ships_a_crate_outside_the_workspace_with_every_provider() {
     let with = |variables: &[(&str, OsString)]| {
         let mut command = cargo(&user, "run");
         command.envs(variables.iter().cloned());
-        run(command)
+        succeed(&mut command)
     };
 
     assert_works(&with(&[]), "pinned");
