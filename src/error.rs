@@ -207,8 +207,10 @@ pub enum Error {
     },
 
     /// Unknown scheme of a weight, an input or a layer.
-    #[error("the scheme is {given:?}, expected {expected}")]
+    #[error("the {what} scheme is {given:?}, expected {expected}")]
     InvalidScheme {
+        /// Of what: `weight`, `input` or `layer`.
+        what: &'static str,
         /// The text.
         given: String,
         /// The words that there are.

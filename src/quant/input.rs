@@ -92,7 +92,7 @@ impl InputScheme {
         Self { granularity: InputGranularity::PerRow, as_aten: false, ..self }
     }
 
-    /// The same scale and zero point in every call, as a calibration found them ([`InputObserver`]).
+    /// The same scale and zero point in every call, as a calibration found them ([`InputObserver`](crate::InputObserver)).
     ///
     /// # Errors
     /// [`Error::InvalidScale`] unless the scale and its inverse are positive and finite; [`Error::InvalidU8ZeroPoint`]
@@ -167,7 +167,7 @@ impl std::str::FromStr for InputScheme {
 
     fn from_str(text: &str) -> Result<Self> {
         let expected = "per_tensor, aten, per_row or static SCALE ZERO_POINT, then reduce_range";
-        let invalid = || Error::InvalidScheme { given: text.to_string(), expected };
+        let invalid = || Error::InvalidScheme { what: "input", given: text.to_string(), expected };
         let mut words: Vec<&str> = text.split(' ').collect();
         let mut scheme = Self::new();
         // The second words are those of earlier versions' files.

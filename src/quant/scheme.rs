@@ -69,7 +69,11 @@ impl std::str::FromStr for Int8Scheme {
             "accurate" => Ok(Self::accurate()),
             "portable" => Ok(Self::portable()),
             "pytorch" => Ok(Self::pytorch()),
-            _ => Err(Error::InvalidScheme { given: text.to_string(), expected: "accurate, portable or pytorch" }),
+            _ => Err(Error::InvalidScheme {
+                what: "layer",
+                given: text.to_string(),
+                expected: "accurate, portable or pytorch",
+            }),
         }
     }
 }
@@ -108,9 +112,11 @@ impl std::str::FromStr for LinearScheme {
         match text.parse() {
             Ok(scheme) => Ok(Self::Int8(scheme)),
             Err(_) if text == "fp16" => Ok(Self::Fp16),
-            Err(_) => {
-                Err(Error::InvalidScheme { given: text.to_string(), expected: "accurate, portable, pytorch or fp16" })
-            }
+            Err(_) => Err(Error::InvalidScheme {
+                what: "layer",
+                given: text.to_string(),
+                expected: "accurate, portable, pytorch or fp16",
+            }),
         }
     }
 }

@@ -107,7 +107,7 @@ impl std::str::FromStr for WeightScheme {
         let mut scheme = match words.next() {
             Some("per_tensor") => Self::new(),
             Some("per_channel") => Self::new().per_channel(),
-            _ => return Err(Error::InvalidScheme { given: text.to_string(), expected: EXPECTED }),
+            _ => return Err(Error::InvalidScheme { what: "weight", given: text.to_string(), expected: EXPECTED }),
         };
         if words.next_if_eq(&"symmetric").is_some() {
             scheme = scheme.symmetric();
@@ -117,7 +117,7 @@ impl std::str::FromStr for WeightScheme {
         }
         match words.next() {
             None => Ok(scheme),
-            Some(_) => Err(Error::InvalidScheme { given: text.to_string(), expected: EXPECTED }),
+            Some(_) => Err(Error::InvalidScheme { what: "weight", given: text.to_string(), expected: EXPECTED }),
         }
     }
 }

@@ -37,7 +37,7 @@ fn a_sum_beyond_32_bits_leaves_the_whole_model() {
 #[test]
 fn where_memory_runs_out_the_error_says_what_is_left() {
     let mut command = std::process::Command::new("sh");
-    command.args(["-c", "ulimit -v 2300000; exec \"$@\"", "sh"]).arg(again().get_program());
+    command.args(["-c", "ulimit -v 1950000; exec \"$@\"", "sh"]).arg(again().get_program());
     command.args(["--exact", "promises::quantizing_without_memory", "--ignored", "--test-threads", "1"]);
     assert!(succeed(&mut command).contains("1 passed"));
 }
