@@ -132,29 +132,31 @@ fn verify_takes_inputs_from_the_file_beside_that_is_named() {
 #[test]
 fn verify_names_the_first_difference_of_each_failed_case() {
     let folder = folder("verify-altered");
-    for (tensor, at, said) in [
+    let cases = [
         ("batch-7/output", 4 * 12, "case batch-7: output[2,2] is"),
         ("batch-8/q_weight", 3, "case batch-8: q_weight[0,3] is"),
         ("batch-9/col_offsets", 4, "case batch-9: col_offsets[1] is"),
         ("batch-11/scale", 0, "case batch-11: scale[0] is"),
         ("batch-12/zero_point", 0, "case batch-12: zero_point[0] is"),
-    ] {
-        // One bit, the lowest.
-        let flip = |name: &str, data: &mut Vec<u8>| data[at * usize::from(name == tensor)] ^= u8::from(name == tensor);
-        let file = altered(
-            &folder.join("one-bit.safetensors"),
-            |n, d| {
-                if n == tensor {
-                    flip(n, d)
-                }
-            },
-            |_| (),
-        );
-        let output = fbgemm(&["verify", &file]);
-        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
-        assert!(stdout(&output).contains(said), "{said} in {}", stdout(&output));
-        assert!(stdout(&output).contains("linear_int8_weight: 73 passed, 1 failed"), "{}", stdout(&output));
+    ];
+    // In each file one bit, the lowest, of one value.
+    let files = cases.map(|(tensor, at, _)| {
+        let flip = |name: &str, data: &mut Vec<u8>| {
+            if name == tensor {
+                data[at] ^= 1;
+            }
+        };
+        altered(&folder.join(tensor.replace('/', "-")), flip, |_| ())
+    });
+    let output = fbgemm(&[&["verify"][..], &files.each_ref().map(String::as_str)].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    let text = stdout(&output);
+    let mut lines = text.lines().filter(|line| !line.contains(": note: "));
+    for (file, (_, _, said)) in files.iter().zip(cases) {
+        assert!(lines.next().unwrap().contains(said), "{said} in {text}");
+        assert_eq!(lines.next(), Some(&format!("{file}: linear_int8_weight: 73 passed, 1 failed")[..]), "{text}");
     }
+    assert_eq!(lines.next(), None, "{text}");
 }
 
 #[test]
@@ -203,28 +205,35 @@ fn verify_skips_what_it_does_not_have_and_passes_nothing_by_that() {
 #[test]
 fn verify_refuses_what_is_no_case_file() {
     let folder = folder("verify-bad");
-    let refused = |file: &str, said: &str| {
-        let output = fbgemm(&["verify", file, &golden("hazards-avx2")]);
-        assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
-        assert!(stderr(&output).contains(said), "{said} in {}", stderr(&output));
-        assert!(stdout(&output).contains("74 passed, 0 failed"), "the other file is checked: {}", stdout(&output));
-    };
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
         std::fs::write(&path, bytes).unwrap();
         path.display().to_string()
     };
-    refused("/nowhere.safetensors", "No such file");
-    refused(&write("empty", b""), "not a safetensors file");
-    refused(&write("text", b"this is no case file, though long enough"), "not a safetensors file");
     let whole = std::fs::read(golden("hazards-avx2")).unwrap();
-    refused(&write("truncated", &whole[..whole.len() - 1]), "not a safetensors file");
     let format =
         |value: &'static str| move |m: &mut HashMap<String, String>| drop(m.insert("format".into(), value.into()));
-    let newer = altered(&folder.join("newer"), |_, _| (), format("fbgemm-cases-2"));
-    refused(&newer, "expected \"fbgemm-cases-1\"");
-    let nameless = altered(&folder.join("nameless"), |_, _| (), |m| drop(m.remove("batch-7")));
-    refused(&nameless, "case \"batch-7\" has no metadata");
+    let refused = [
+        ("/nowhere.safetensors".to_string(), "No such file"),
+        (write("empty", b""), "not a safetensors file"),
+        (write("text", b"this is no case file, though long enough"), "not a safetensors file"),
+        (write("truncated", &whole[..whole.len() - 1]), "not a safetensors file"),
+        (altered(&folder.join("newer"), |_, _| (), format("fbgemm-cases-2")), "expected \"fbgemm-cases-1\""),
+        (
+            altered(&folder.join("nameless"), |_, _| (), |m| drop(m.remove("batch-7"))),
+            "case \"batch-7\" has no metadata",
+        ),
+    ];
+    let good = golden("hazards-avx2");
+    let files: Vec<&str> = refused.iter().map(|(file, _)| file.as_str()).chain([good.as_str()]).collect();
+    let output = fbgemm(&[&["verify"][..], &files].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
+    let errors = stderr(&output);
+    assert_eq!(errors.lines().count(), refused.len(), "{errors}");
+    for (error, (file, said)) in errors.lines().zip(&refused) {
+        assert!(error.starts_with(&format!("error: {file}: ")) && error.contains(said), "{said} in {error}");
+    }
+    assert!(stdout(&output).contains("74 passed, 0 failed"), "the good file is checked: {}", stdout(&output));
 }
 
 #[test]
