@@ -22,10 +22,12 @@ pub(crate) struct Part<'a> {
 
 enum Content<'a> {
     /// One item for each of the part's tensors.
-    Made(Box<dyn FnOnce() -> Result<Vec<Cow<'a, [u8]>>> + 'a>),
+    Made(Make<'a>),
     /// As it stands in another file.
     Copied(Tensor<'a>),
 }
+
+type Make<'a> = Box<dyn FnOnce() -> Result<Vec<Cow<'a, [u8]>>> + 'a>;
 
 impl<'a> Part<'a> {
     /// Tensors whose bytes `make` gives, in the same order.
