@@ -1,6 +1,20 @@
 // Where the README's links lead here, before it: in Markdown, the first definition of a link's name counts.
 #![doc = include_str!(concat!(env!("OUT_DIR"), "/links.md"))]
 #![doc = include_str!("../README.md")]
+//! # One form for everything
+//!
+//! - **Operators** are free functions with PyTorch's names, less the prefix: [`linear_int8_weight`], [`linear_dynamic`],
+//!   [`linear_relu_static`]. A ReLU is part of the name, as in PyTorch. Each has a form that returns a `Vec` and one,
+//!   `_into`, that writes to the caller's slice, which is its last argument. They run on the calling thread.
+//! - **Layers** own their weights: [`Linear`] of any kind, [`FloatLinear`], [`QuantizedLinear`], [`Fp16Linear`]. All have
+//!   `forward`, `forward_into`, `forward_tasks`, `forward_rayon`, `tasks_worth` and `warm_up`, for every [`Element`].
+//! - **Shapes**: weights are `[out_features, in_features]`, row-major, and arguments come in this order; only
+//!   [`pack_matrix`] has PyTorch's other order.
+//! - **Constructors** take by value what they keep and by slice what they read. `with_x(self)` changes one thing of a
+//!   finished value; options and schemes are built by their own words, as `WeightScheme::new().per_channel()`. `into_x`
+//!   consumes.
+//! - **Quantized** is what runs through FBGEMM: int8 or fp16. **Static** parameters are those that a calibration found,
+//!   **dynamic** ones are found in each call.
 #![deny(unsafe_code)]
 
 // So that the derive's `::fbgemm` paths also hold in this crate's own documentation tests and examples.
