@@ -1,7 +1,7 @@
 //! FBGEMM's embedding tables: rows to fp16, 8, 4 and 2 bits and back, and its generated look-up kernels.
 
-use super::rows::row_bytes;
 use super::rows::sealed::{Float, Integer};
+use super::rows::{Table, row_bytes, scale_bytes};
 use super::types::failed;
 use crate::cpu::SupportedCpu;
 use crate::error::Result;
@@ -50,8 +50,8 @@ mod bridge {
             from: *const f32,
             to: *mut u8,
         ) -> Result<()>;
-        /// Unsafe: as `pack_embedding_rows` the other way round; for 2 bits [`READ_BEYOND`] bytes after the
-        /// rows must be there, too.
+        /// Unsafe: as `pack_embedding_rows` the other way round; as many bytes as
+        /// [`unpacking_reads_beyond`] says must be there behind the rows.
         unsafe fn unpack_embedding_rows(
             bits: i32,
             rows: usize,
@@ -63,9 +63,29 @@ mod bridge {
     }
 }
 
-/// How far beyond a row of 2 bits FBGEMM reads when it unpacks: 16 bytes are loaded for what can be 1 and the row's 4
-/// of scale and bias.
-const READ_BEYOND: usize = 11;
+/// How many bytes behind a table are enough for whatever FBGEMM reads beyond its last row.
+pub(crate) const SLACK: usize = 16;
+
+/// How far beyond a row FBGEMM reads when it unpacks: of 2 bits, 16 bytes are loaded for what can be 1 and the row's 4 of
+/// scale and bias.
+fn unpacking_reads_beyond(bits: u32) -> usize {
+    if bits == 2 { 16 - 5 } else { 0 }
+}
+
+/// How far beyond a row FBGEMM's look-up kernels read. They load the elements of four registers at once, only those
+/// that are there where there are fewer registers; but where the fourth is not full they load all the same, and scale
+/// and bias behind the elements don't always cover that: of 4 bits in AVX-512 it is up to 3 bytes.
+fn looking_up_reads_beyond(bits: u32, dimension: usize) -> usize {
+    if !matches!(bits, 4 | 2) {
+        return 0;
+    }
+    let beyond = [8, 16].map(|lanes| {
+        let (at_once, last) = (4 * lanes, dimension % (4 * lanes));
+        let there = (last * bits as usize).div_ceil(8) + scale_bytes(bits);
+        if last > 3 * lanes { (at_once * bits as usize / 8).saturating_sub(there) } else { 0 }
+    });
+    beyond[0].max(beyond[1])
+}
 
 /// Whole rows as FBGEMM packs them, all finite: to fp16, or quantized to 8, 4 or 2 bits.
 ///
@@ -83,45 +103,44 @@ pub(crate) fn pack(bits: u32, dimension: usize, from: &[f32], to: &mut [u8], _: 
         .map_err(failed("FloatOrHalfToFusedRowwiseQuantized"))
 }
 
-/// The inverse of [`pack`], of rows that can have any bytes.
+/// The inverse of [`pack`]: the first rows of `memory`, which can have any bytes, as many as `to` takes.
 ///
 /// # Errors
 /// [`Error::Fbgemm`](crate::error::Error::Fbgemm).
 ///
 /// # Panics
-/// As [`pack`].
-pub(crate) fn unpack(bits: u32, dimension: usize, from: &[u8], to: &mut [f32], _: SupportedCpu) -> Result<()> {
+/// If `to` has no whole rows, or `memory` fewer; and as [`row_bytes`].
+pub(crate) fn unpack(bits: u32, dimension: usize, memory: &[u8], to: &mut [f32], _: SupportedCpu) -> Result<()> {
     let width = row_bytes(bits, dimension);
-    let rows = from.len() / width;
-    assert!(bits != 32 && from.len() == rows * width && to.len() == rows * dimension);
-    // Of 2 bits the last rows are unpacked from a copy, behind which there are bytes to be read.
-    let at_the_end = if bits == 2 { READ_BEYOND.div_ceil(width).min(rows) } else { 0 };
-    let (whole, last) = from.split_at((rows - at_the_end) * width);
-    let (to_whole, to_last) = to.split_at_mut((rows - at_the_end) * dimension);
-    let mut copy = Vec::new();
-    let run = |from: &[u8], to: &mut [f32]| {
-        let rows = from.len() / width;
-        // SAFETY: as in `pack`; where 2 bits are unpacked, at least READ_BEYOND bytes follow the rows: the rows at the
-        // end, or zeros.
-        unsafe {
-            bridge::unpack_embedding_rows(
-                bits as i32,
-                rows,
-                dimension as i32,
-                width as i32,
-                from.as_ptr(),
-                to.as_mut_ptr(),
-            )
-        }
-        .map_err(failed("FusedRowwiseQuantizedToFloat"))
+    let rows = to.len() / dimension;
+    assert!(bits != 32 && to.len() == rows * dimension && memory.len() >= rows * width);
+    let run = |rows: usize, from: &[u8], to: &mut [f32]| {
+        assert!(from.len() >= rows * width + unpacking_reads_beyond(bits) && to.len() == rows * dimension);
+        let (bits, dimension, width) = (bits as i32, dimension as i32, width as i32);
+        // SAFETY: the buffers have so many rows, and the first one as many bytes beyond as FBGEMM reads, checked just
+        // above, of bits and a dimension that there are, checked by `row_bytes`; a `SupportedCpu` is proof of AVX2.
+        unsafe { bridge::unpack_embedding_rows(bits, rows, dimension, width, from.as_ptr(), to.as_mut_ptr()) }
+            .map_err(failed("FusedRowwiseQuantizedToFloat"))
     };
-    run(whole, to_whole)?;
-    if at_the_end > 0 {
-        copy.extend_from_slice(last);
-        copy.resize(last.len() + READ_BEYOND, 0);
-        run(&copy[..last.len()], to_last)?;
+    // The last rows are unpacked from a copy where there is too little behind them.
+    let missing = (rows * width + unpacking_reads_beyond(bits)).saturating_sub(memory.len());
+    let whole = rows - missing.div_ceil(width).min(rows);
+    let (to, to_last) = to.split_at_mut(whole * dimension);
+    if whole > 0 {
+        run(whole, memory, to)?;
+    }
+    if whole < rows {
+        run(rows - whole, &with_slack(&memory[whole * width..rows * width]), to_last)?;
     }
     Ok(())
+}
+
+/// A copy of rows with zeros behind them.
+fn with_slack(rows: &[u8]) -> Vec<u8> {
+    let mut copy = Vec::with_capacity(rows.len() + SLACK);
+    copy.extend_from_slice(rows);
+    copy.resize(rows.len() + SLACK, 0);
+    copy
 }
 
 /// The kernels of one kind of table, each generated when it is first called, and kept.
@@ -159,15 +178,18 @@ impl Kernels {
     /// are any. False where an index is not below the table's rows, the offsets descend or the last one less the first
     /// is not the number of indices: the output is then in part as it was.
     ///
+    /// The table is the first rows of its memory. A bag with the last of them is looked up in a copy of its rows where
+    /// FBGEMM reads beyond a row and there are fewer bytes behind it.
+    ///
     /// # Errors
     /// [`Error::Fbgemm`](crate::error::Error::Fbgemm).
     ///
     /// # Panics
-    /// If the table or the output are not whole rows, the offsets not one more than the output's rows, or the weights
-    /// not as many as the indices.
+    /// If the memory has not so many rows, the output no whole ones, there is not one more offset than those, or there
+    /// are not as many weights as indices.
     pub(crate) fn bags<I: Integer, O: Integer, T: Float>(
         &self,
-        table: &[u8],
+        table: Table,
         indices: &[I],
         offsets: &[O],
         weights: Option<&[f32]>,
@@ -181,22 +203,36 @@ impl Kernels {
             | usize::from(T::HALF) << 2
             | usize::from(weights.is_some()) << 3;
         let kernel = self.kernel::<I, O, T>(&self.bags[slot], weights.is_some(), false, cpu)?;
-        let weights = weights.map_or(std::ptr::null(), <[f32]>::as_ptr);
+        let factors = weights.map_or(std::ptr::null(), <[f32]>::as_ptr);
+        let rows = self.rows_in_place(table);
         // SAFETY: there is one offset more than bags, and as many weights as indices, checked just above; the kernel is
         // for these types.
-        unsafe { self.look_up(kernel, table, indices, offsets, weights, output) }
+        let all = unsafe { self.look_up(kernel, table.memory, rows, indices, offsets, factors, output) }?;
+        if all || rows == table.rows {
+            return Ok(all);
+        }
+        for (pair, output) in offsets.windows(2).zip(output.chunks_mut(self.dimension)) {
+            let first = offsets[0].into();
+            let [start, end] = [pair[0], pair[1]].map(|o| usize::try_from(o.into() - first).unwrap_or(usize::MAX));
+            let Some(indices) = indices.get(start..end) else { return Ok(false) };
+            if !self.bag_in_a_copy(table, indices, weights.map(|weights| &weights[start..end]), output, cpu)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    /// output[i] = the row indices[i]. False where an index is not below the table's rows.
+    /// output[i] = the row indices[i]. False where an index is not below the table's rows. See [`bags`](Self::bags) for
+    /// the last row.
     ///
     /// # Errors
     /// As [`bags`](Self::bags).
     ///
     /// # Panics
-    /// If the table is not whole rows, or the output has not as many as there are indices.
+    /// If the memory has not so many rows, or the output not as many as there are indices.
     pub(crate) fn rows<I: Integer, T: Float>(
         &self,
-        table: &[u8],
+        table: Table,
         indices: &[I],
         output: &mut [T],
         cpu: SupportedCpu,
@@ -204,46 +240,84 @@ impl Kernels {
         assert!(output.len() == indices.len() * self.dimension);
         let slot = usize::from(I::WIDE) | usize::from(T::HALF) << 1;
         let kernel = self.kernel::<I, i32, T>(&self.rows[slot], false, true, cpu)?;
+        let rows = self.rows_in_place(table);
         for (indices, output) in indices.chunks(ONES.len()).zip(output.chunks_mut(ONES.len() * self.dimension)) {
+            let lengths = &ONES[..indices.len()];
             // SAFETY: there is a length for each of the indices, of which there are as many as rows of output; the
             // kernel is for these types, for lengths and without weights.
-            let all =
-                unsafe { self.look_up(kernel, table, indices, &ONES[..indices.len()], std::ptr::null(), output)? };
-            if !all {
-                return Ok(false);
+            let all = unsafe { self.look_up(kernel, table.memory, rows, indices, lengths, std::ptr::null(), output)? };
+            if all {
+                continue;
+            }
+            for (index, output) in indices.chunks(1).zip(output.chunks_mut(self.dimension)) {
+                if rows == table.rows || !self.bag_in_a_copy(table, index, None, output, cpu)? {
+                    return Ok(false);
+                }
             }
         }
         Ok(true)
     }
 
+    /// How many rows FBGEMM can look up where they are.
+    fn rows_in_place(&self, table: Table) -> usize {
+        let behind = table.memory.len().checked_sub(table.rows * self.row_bytes);
+        let behind = behind.expect("the memory has as many rows as are told of");
+        let last = behind < looking_up_reads_beyond(self.bits, self.dimension);
+        table.rows - usize::from(last).min(table.rows)
+    }
+
+    /// A single bag, its rows copied one behind the other. False where an index is not below the table's rows.
+    fn bag_in_a_copy<I: Integer, T: Float>(
+        &self,
+        table: Table,
+        indices: &[I],
+        weights: Option<&[f32]>,
+        output: &mut [T],
+        cpu: SupportedCpu,
+    ) -> Result<bool> {
+        let mut rows = Vec::with_capacity(indices.len() * self.row_bytes);
+        for &index in indices {
+            match usize::try_from(index.into()) {
+                Ok(row) if row < table.rows => {
+                    rows.extend_from_slice(&table.memory[row * self.row_bytes..][..self.row_bytes]);
+                }
+                _ => return Ok(false),
+            }
+        }
+        let copied = Table { memory: &with_slack(&rows), rows: indices.len() };
+        let places: Vec<i64> = (0..indices.len() as i64).collect();
+        self.bags(copied, &places, &[0, indices.len() as i64], weights, output, cpu)
+    }
+
     /// # Safety
     /// The kernel is for these types; offsets and weights have as many elements as it reads for so many bags and
     /// indices.
+    #[allow(clippy::too_many_arguments)]
     unsafe fn look_up<I: Integer, O: Integer, T: Float>(
         &self,
         kernel: &Kernel,
-        table: &[u8],
+        memory: &[u8],
+        rows: usize,
         indices: &[I],
         offsets: &[O],
         weights: *const f32,
         output: &mut [T],
     ) -> Result<bool> {
-        let rows = table.len() / self.row_bytes;
         let bags = output.len() / self.dimension;
-        assert!(table.len() == rows * self.row_bytes && output.len() == bags * self.dimension);
-        // FBGEMM compares indices of 32 bits without their sign: no more rows than that are told of.
+        let beyond = if rows == 0 { 0 } else { looking_up_reads_beyond(self.bits, self.dimension) };
+        assert!(memory.len() >= rows * self.row_bytes + beyond && output.len() == bags * self.dimension);
+        // FBGEMM compares indices of 32 bits without their sign: it is told of no more rows than they have.
         let rows = if I::WIDE { rows } else { rows.min(1 << 31) };
-        // SAFETY: the table has so many rows and the output so many bags, checked just above; the caller vouches for
-        // the rest. The kernels read no row but of indices below the number of rows, and no index or weight beyond
-        // their number, whatever the offsets: they stop with false instead. Where they read more of a row than its
-        // elements, it is of its scale and bias.
+        // SAFETY: the memory has so many rows and what FBGEMM reads beyond the last, and the output so many bags, both
+        // checked just above; the caller vouches for the rest. The kernels read no row but of indices below the number
+        // of rows, and no index or weight beyond their number, whatever the offsets: they stop with false instead.
         unsafe {
             bridge::look_up_embedding(
                 &kernel.0,
                 bags as i64,
                 indices.len() as i64,
                 rows as i64,
-                table.as_ptr(),
+                memory.as_ptr(),
                 indices.as_ptr().cast(),
                 offsets.as_ptr().cast(),
                 weights,

@@ -28,6 +28,13 @@ pub(crate) fn scale_bytes(bits: u32) -> usize {
     }
 }
 
+/// A table where it lies: the first rows of its memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Table<'a> {
+    pub(crate) memory: &'a [u8],
+    pub(crate) rows: usize,
+}
+
 /// What the look-ups need of their types, out of users' sight: only this crate implements it.
 pub mod sealed {
     /// An integer that FBGEMM takes for an index or offset.

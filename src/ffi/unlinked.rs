@@ -49,7 +49,10 @@ pub(crate) mod quantize {
 
 pub(crate) mod embedding {
     use super::*;
+    use crate::ffi::rows::Table;
     use crate::ffi::rows::sealed::{Float, Integer};
+
+    pub(crate) const SLACK: usize = 0;
 
     pub(crate) fn pack(_: u32, _: usize, _: &[f32], _: &mut [u8], _: SupportedCpu) -> Result<()> {
         refused()
@@ -68,7 +71,7 @@ pub(crate) mod embedding {
 
         pub(crate) fn bags<I: Integer, O: Integer, T: Float>(
             &self,
-            _: &[u8],
+            _: Table,
             _: &[I],
             _: &[O],
             _: Option<&[f32]>,
@@ -80,7 +83,7 @@ pub(crate) mod embedding {
 
         pub(crate) fn rows<I: Integer, T: Float>(
             &self,
-            _: &[u8],
+            _: Table,
             _: &[I],
             _: &mut [T],
             _: SupportedCpu,

@@ -2,8 +2,8 @@
 
 use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
-use crate::ffi::embedding::{self, Kernels};
-use crate::ffi::rows::{Floats, MAX_DIMENSION, row_bytes, scale_bytes};
+use crate::ffi::embedding::{self, Kernels, SLACK};
+use crate::ffi::rows::{Floats, MAX_DIMENSION, Table, row_bytes, scale_bytes};
 use crate::ffi::scratch::zeroed;
 use crate::quant::range::finite_range;
 use std::ops::Range;
@@ -114,6 +114,10 @@ impl<'a> EmbeddingTable<'a> {
     /// the rows that a look-up uses; for all rows at once, as when a file is loaded, there is
     /// [`check_rows`](Self::check_rows).
     ///
+    /// Rows of 4 bits whose dimension is 50, 52 or 54 more than a multiple of 64 are read up to 3 bytes beyond their end
+    /// by FBGEMM. A look-up of the last row then copies its bag's rows first, unless it finds so many bytes behind the
+    /// table: see [`from_shared`](Self::from_shared).
+    ///
     /// The bytes must stay as they are as long as the table lives; should another process change a file that is
     /// mapped, results are not defined, but nothing beyond the mapping is read.
     ///
@@ -193,6 +197,11 @@ impl<'a> EmbeddingTable<'a> {
         &(*self.bytes).as_ref()[self.range.clone()]
     }
 
+    /// Where the rows lie, and what lies behind them.
+    pub(crate) fn place(&self) -> Table<'_> {
+        Table { memory: &(*self.bytes).as_ref()[self.range.start..], rows: self.rows() }
+    }
+
     /// All rows as floats: PyTorch's `quantized::embedding_bag_byte_unpack` and its kind.
     ///
     /// ```
@@ -227,7 +236,11 @@ impl<'a> EmbeddingTable<'a> {
             return Err(Error::WrongLength { what: "output", given: output.len(), expected });
         }
         let width = self.row_bytes();
-        let bytes = if rows.is_empty() { &[][..] } else { &self.bytes()[rows.start * width..rows.end * width] };
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let memory = &self.place().memory[rows.start * width..];
+        let bytes = &memory[..rows.len() * width];
         if self.stored {
             check_rows(bytes, rows.start, width, self.format)?;
         }
@@ -237,7 +250,7 @@ impl<'a> EmbeddingTable<'a> {
             }
             return Ok(());
         }
-        embedding::unpack(self.format.bits(), self.dimension, bytes, output, cpu)
+        embedding::unpack(self.format.bits(), self.dimension, memory, output, cpu)
     }
 
     /// Checks the scale and bias of every row, once, as when a table is loaded: a look-up checks those that it uses, at
@@ -318,9 +331,11 @@ pub fn pack_embedding(
     dimension: usize,
     format: EmbeddingFormat,
 ) -> Result<EmbeddingTable<'static>> {
-    let mut bytes = zeroed(format.table_bytes(rows, dimension)?)?;
-    pack_embedding_into(weight, dimension, format, &mut bytes)?;
-    let table = EmbeddingTable::from_bytes(bytes, format, rows, dimension)?;
+    let size = format.table_bytes(rows, dimension)?;
+    // FBGEMM never has to make do with what lies behind the last row.
+    let mut bytes = zeroed(size.saturating_add(SLACK))?;
+    pack_embedding_into(weight, dimension, format, &mut bytes[..size])?;
+    let table = EmbeddingTable::from_shared(Arc::new(bytes), 0..size, format, rows, dimension)?;
     Ok(EmbeddingTable { stored: false, ..table })
 }
 

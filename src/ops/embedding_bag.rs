@@ -3,7 +3,7 @@
 use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::embedding::Kernels;
-use crate::ffi::rows::sealed;
+use crate::ffi::rows::{Table, sealed};
 use crate::ffi::scratch::zeroed;
 use crate::ffi::tasks;
 use crate::ops::embedding::EmbeddingTable;
@@ -102,8 +102,8 @@ pub fn embedding_tasks<I: EmbeddingIndex, T: EmbeddingOutput>(
 ) -> Result<()> {
     let cpu = SupportedCpu::get()?;
     check_output(table, indices.len(), output.len())?;
-    let (kernels, bytes) = (table.kernels(), table.bytes());
-    let look_up = |part: Range<usize>, output: &mut [T]| kernels.rows(bytes, &indices[part], output, cpu);
+    let (kernels, rows) = (table.kernels(), table.place());
+    let look_up = |part: Range<usize>, output: &mut [T]| kernels.rows(rows, &indices[part], output, cpu);
     run(table, indices, output, tasks, execute, look_up)
 }
 
@@ -200,9 +200,9 @@ pub fn embedding_bag_tasks<I: EmbeddingIndex, O: EmbeddingIndex, T: EmbeddingOut
     let bags = Bags::new(indices.len(), offsets, options)?;
     check_output(table, bags.len(), output.len())?;
     bags.check_lengths::<T>(options.mean)?;
-    let (kernels, bytes) = (table.kernels(), table.bytes());
+    let (kernels, rows) = (table.kernels(), table.place());
     let look_up = |part: Range<usize>, output: &mut [T]| {
-        if !bags.look_up(kernels, bytes, indices, part.clone(), options.per_sample_weights, output, cpu)? {
+        if !bags.look_up(kernels, rows, indices, part.clone(), options.per_sample_weights, output, cpu)? {
             return Ok(false);
         }
         if options.mean {
@@ -282,7 +282,7 @@ impl<'a, O: EmbeddingIndex> Bags<'a, O> {
     fn look_up<I: EmbeddingIndex, T: EmbeddingOutput>(
         &self,
         kernels: &Kernels,
-        table: &[u8],
+        table: Table,
         indices: &[I],
         bags: Range<usize>,
         weights: Option<&[f32]>,
