@@ -3,10 +3,11 @@
 //! `cargo bench --bench embedding` prints, for each format and dimension, our time over the twin's by number and length
 //! of bags (1.00 is nothing added), then the bytes read in a second of tables far larger than the caches, over what a
 //! plain loop that reads the same rows gets. Options after `--`: `quick` (few shapes and repetitions; checks results),
-//! `dimensions=64,128`, `megabytes=1024`, and `calls` or `memory` for one part alone.
+//! `dimensions=64,128`, `megabytes=1024`, `small` (pages), and `calls` or `memory` for one part alone.
 
 use fbgemm::{BagOptions, EmbeddingFormat, EmbeddingTable};
 use libloading::{Library, Symbol};
+use memmap2::{Advice, MmapMut};
 use std::ffi::c_void;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -121,15 +122,17 @@ impl Bags {
     }
 }
 
-/// A table of so many rows of any bytes, but with sensible scales.
-fn table(format: EmbeddingFormat, rows: usize, dimension: usize) -> EmbeddingTable<'static> {
+/// A table of so many rows with sensible scales, on huge pages where the system has them, as `pack_embedding` asks for
+/// them, or on small ones.
+fn table(format: EmbeddingFormat, rows: usize, dimension: usize, huge: bool) -> EmbeddingTable<'static> {
     let mut numbers = Numbers(1);
     // A block of rows again and again: packing more takes longer than all the rest.
     let block = rows.min(4096);
     let weight: Vec<f32> = (0..block * dimension).map(|_| numbers.below(1000) as f32 / 500.0 - 1.0).collect();
     let packed = fbgemm::pack_embedding(&weight, block, dimension, format).unwrap();
-    let mut bytes = packed.bytes().repeat(rows.div_ceil(block));
-    bytes.truncate(rows * format.row_bytes(dimension).unwrap());
+    let mut bytes = MmapMut::map_anon(rows * format.row_bytes(dimension).unwrap()).unwrap();
+    bytes.advise(if huge { Advice::HugePage } else { Advice::NoHugePage }).unwrap();
+    bytes.chunks_mut(packed.bytes().len()).for_each(|part| part.copy_from_slice(&packed.bytes()[..part.len()]));
     EmbeddingTable::from_bytes(bytes, format, rows, dimension).unwrap()
 }
 
@@ -164,7 +167,8 @@ fn ratio(mut ours: impl FnMut(), mut twin: impl FnMut(), repetitions: usize) -> 
 }
 
 fn calls(quick: bool, dimensions: &[usize]) {
-    const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 20), (16, 20), (64, 1), (256, 20), (64, 100)];
+    const SHAPES: [(usize, usize); 8] =
+        [(1, 1), (1, 20), (16, 20), (64, 1), (64, 20), (256, 20), (64, 100), (1024, 40)];
     let shapes = if quick { &SHAPES[..3] } else { &SHAPES };
     let (rows, repetitions) = if quick { (1000, 3) } else { (10_000, 31) };
     println!("Time of embedding_bag_into over that of C++ calling FBGEMM directly, {rows} rows; bags x length.");
@@ -175,7 +179,7 @@ fn calls(quick: bool, dimensions: &[usize]) {
     let mut all = Vec::new();
     for format in FORMATS {
         for &dimension in dimensions {
-            let table = table(format, rows, dimension);
+            let table = table(format, rows, dimension, true);
             for weighted in [false, true] {
                 let twin = Twin::new(&library, &table, weighted);
                 print!("{:>16}", format!("{format:?} {dimension}{}", if weighted { " w" } else { "" }));
@@ -215,81 +219,97 @@ fn calls(quick: bool, dimensions: &[usize]) {
     );
 }
 
-/// Reads every byte of these rows, asking for each `ahead` rows before it is read.
+/// Reads every byte of these rows, asking for each `ahead` rows before it is read: as little work as reading can be.
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
 fn read_rows(bytes: &[u8], width: usize, indices: &[i64], ahead: usize) -> u64 {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    let row = |index: i64| &bytes[index as usize * width..][..width];
-    let mut sum = 0u64;
+    use std::arch::x86_64::{
+        __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_extract_epi64, _mm256_loadu_si256, _mm256_setzero_si256,
+        _mm256_xor_si256,
+    };
+    // Whole registers, the last one from the row's end or, of a shorter row, beyond it.
+    let last = width.saturating_sub(32);
+    assert!(bytes.len() >= (width + 32) * indices.len().min(1));
+    let limit = bytes.len() - last.max(32) - 32;
+    let mut sums = [_mm256_setzero_si256(); 2];
     for (i, &index) in indices.iter().enumerate() {
         if let Some(&next) = indices.get(i + ahead).filter(|_| ahead > 0) {
-            let next = row(next);
-            let start = next.as_ptr() as usize;
+            let start = bytes.as_ptr() as usize + next as usize * width;
             for line in (start & !63..start + width).step_by(64) {
+                #[allow(unused_unsafe, reason = "safe in newer Rust")]
                 // SAFETY: a wish only, which may be for any address.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line as *const i8) };
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(line as *const i8)
+                };
             }
         }
-        let (words, rest) = row(index).as_chunks();
-        for word in words {
-            sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        let start = (index as usize * width).min(limit);
+        for at in (0..last).step_by(32) {
+            // SAFETY: `limit` is so far before the end that the row and a register more are within the bytes.
+            let part = unsafe { _mm256_loadu_si256(bytes.as_ptr().add(start + at).cast::<__m256i>()) };
+            sums[at / 32 % 2] = _mm256_xor_si256(sums[at / 32 % 2], part);
         }
-        sum = rest.iter().fold(sum, |sum, &byte| sum.wrapping_add(byte.into()));
+        // SAFETY: as above.
+        let part = unsafe { _mm256_loadu_si256(bytes.as_ptr().add(start + last).cast::<__m256i>()) };
+        sums[0] = _mm256_xor_si256(sums[0], part);
     }
-    sum
+    let sum = _mm256_xor_si256(sums[0], sums[1]);
+    (_mm256_extract_epi64::<0>(sum) ^ _mm256_extract_epi64::<1>(sum)) as u64
 }
 
+/// Each contender reads rows that have not been read for long, in samples that are shorter than a turn on a busy
+/// machine's processor.
 #[cfg(target_arch = "x86_64")]
-fn memory(quick: bool, dimensions: &[usize], megabytes: usize) {
-    let (count, repetitions) = if quick { (2_000, 1) } else { (400_000, 9) };
-    println!(
-        "Random rows of tables of {megabytes} MB, one thread, bags of 40; GB/s, and the share of the plain loop's."
-    );
-    println!(
-        "{:>12}{:>8}{:>9}{:>9}{:>14}{:>8}{:>16}",
-        "format", "bytes", "loop", "ahead", "embedding_bag", "share", "check_rows"
-    );
+fn memory(quick: bool, dimensions: &[usize], megabytes: usize, huge: bool) {
+    /// Bags of a sample, rows of a bag, and samples after which the first rows come again.
+    const SAMPLE: (usize, usize, usize) = (500, 40, 64);
+    /// In rows. Of the plain loop's distances the best counts.
+    const AHEAD: [usize; 6] = [0, 4, 8, 16, 32, 64];
+    let repetitions = if quick { 1 } else { 101 };
+    let pages = if huge { "huge pages" } else { "small pages" };
+    println!("Random rows of tables of {megabytes} MB on {pages}, one thread, bags of {}: GB/s.", SAMPLE.1);
+    print!("{:>12}{:>8}{:>12}{:>8}", "format", "bytes", "plain loop", "ahead");
+    println!("{:>15}{:>8}{:>12}{:>15}", "embedding_bag", "share", "in cache", "check_rows");
     for format in FORMATS {
         for &dimension in dimensions {
             let width = format.row_bytes(dimension).unwrap();
             let rows = (megabytes << 20) / width;
-            let table = table(format, rows, dimension);
-            let bags = Bags::new(rows, count / 40, 40);
-            let bytes = (bags.indices.len() * width) as f64;
-            let mut output = vec![0f32; count / 40 * dimension];
-            let options = BagOptions::new().include_last_offset();
-            let time = |f: &mut dyn FnMut()| {
+            let table = table(format, rows, dimension, huge);
+            let pool = Bags::new(rows, SAMPLE.0 * SAMPLE.2, SAMPLE.1);
+            let offsets = &pool.offsets[..=SAMPLE.0];
+            let mut parts = pool.indices.chunks(SAMPLE.0 * SAMPLE.1).cycle();
+            let mut output = vec![0f32; SAMPLE.0 * dimension];
+            let mut look_up = |indices: &[i64]| {
+                let options = BagOptions::new().include_last_offset();
                 let start = Instant::now();
-                f();
+                fbgemm::embedding_bag_into(&table, indices, offsets, options, &mut output).unwrap();
                 start.elapsed().as_secs_f64()
             };
-            // Of several distances the best; all in turn, so that no one has a better time of the machine.
-            const AHEAD: [usize; 5] = [0, 4, 8, 16, 32];
             let mut loops = vec![Vec::new(); AHEAD.len()];
             let mut ours = Vec::new();
             for _ in 0..repetitions {
                 for (ahead, times) in AHEAD.iter().zip(&mut loops) {
-                    let mut read = || {
-                        black_box(read_rows(table.bytes(), width, &bags.indices, *ahead));
-                    };
-                    times.push(time(&mut read));
+                    let indices = parts.next().unwrap();
+                    let start = Instant::now();
+                    // SAFETY: FBGEMM supports this CPU, which therefore has AVX2.
+                    black_box(unsafe { read_rows(table.bytes(), width, indices, *ahead) });
+                    times.push(start.elapsed().as_secs_f64());
                 }
-                ours.push(time(&mut || {
-                    fbgemm::embedding_bag_into(&table, &bags.indices, &bags.offsets, options, &mut output).unwrap();
-                }));
+                ours.push(look_up(parts.next().unwrap()));
             }
             let loops = loops.into_iter().map(median).zip(AHEAD);
             let (limit, ahead) = loops.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
             let ours = median(ours);
-            let all = time(&mut || table.check_rows().unwrap());
-            println!(
-                "{:>12}{width:>8}{:>9.2}{ahead:>9}{:>14.2}{:>8.2}{:>13.2} ms",
-                format!("{format:?} {dimension}"),
-                bytes / limit / 1e9,
-                bytes / ours / 1e9,
-                limit / ours,
-                all * 1e3
-            );
+            // The same with rows that are all in the first cache: what computing alone takes.
+            let near: Vec<i64> = parts.next().unwrap().iter().map(|index| index % 50).collect();
+            let computing = median((0..repetitions).map(|_| look_up(&near)).collect());
+            let start = Instant::now();
+            table.check_rows().unwrap();
+            let checking = start.elapsed().as_secs_f64();
+            let speed = |time: f64| (SAMPLE.0 * SAMPLE.1 * width) as f64 / time / 1e9;
+            print!("{:>12}{width:>8}{:>12.2}{ahead:>8}", format!("{format:?} {dimension}"), speed(limit));
+            print!("{:>15.2}{:>8.2}{:>12.2}", speed(ours), limit / ours, speed(computing));
+            println!("{:>12.1} ms", checking * 1e3);
         }
     }
 }
@@ -310,6 +330,6 @@ fn main() {
     }
     #[cfg(target_arch = "x86_64")]
     if !has("calls") {
-        memory(quick, &dimensions, megabytes);
+        memory(quick, &dimensions, megabytes, !has("small"));
     }
 }

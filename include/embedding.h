@@ -61,4 +61,7 @@ void unpack_embedding_rows(
     const std::uint8_t* from,
     float* to);
 
+/// Asks the system to back this memory, as far as it is whole pages, with huge ones where it has them.
+void wish_for_huge_pages(std::uint8_t* start, std::size_t bytes) noexcept;
+
 }  // namespace fbgemm_rs

@@ -4,12 +4,16 @@
 #include <fbgemm/FbgemmEmbedding.h>
 #include <fbgemm/QuantUtils.h>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <stdexcept>
 
 namespace fbgemm_rs {
 namespace {
 
-constexpr int prefetch = 16;  // PyTorch's distance, in indices
+// PyTorch's distance, in indices; longer ones were no faster (benches/embedding.rs).
+constexpr int prefetch = 16;
 
 [[noreturn]] void unknown_bits() {
   throw std::invalid_argument("no embedding table has elements of so many bits");
@@ -150,6 +154,15 @@ void unpack_embedding_rows(
       return;
     default:
       unknown_bits();
+  }
+}
+
+void wish_for_huge_pages(std::uint8_t* start, std::size_t bytes) noexcept {
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto first = (reinterpret_cast<std::uintptr_t>(start) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<std::uintptr_t>(start) + bytes) / page * page;
+  if (first < end) {
+    madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
   }
 }
 

@@ -2,6 +2,7 @@
 
 use super::rows::sealed::{Float, Integer};
 use super::rows::{Table, row_bytes, scale_bytes};
+use super::scratch::zeroed;
 use super::types::failed;
 use crate::cpu::SupportedCpu;
 use crate::error::Result;
@@ -60,7 +61,24 @@ mod bridge {
             from: *const u8,
             to: *mut f32,
         ) -> Result<()>;
+        /// Unsafe: the memory must be there.
+        unsafe fn wish_for_huge_pages(start: *mut u8, bytes: usize);
     }
+}
+
+/// So many zeros for a table. Where they fill huge pages they ask for them before they are touched: looking up rows of
+/// large tables at random takes 0.3 to 0.8 of the time then (benches/embedding.rs).
+///
+/// # Errors
+/// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory).
+pub(crate) fn memory_for(bytes: usize) -> Result<Vec<u8>> {
+    const HUGE: usize = 2 << 20;
+    let mut memory = zeroed(bytes)?;
+    if bytes >= 2 * HUGE {
+        // SAFETY: the vector's own memory; a wish changes nothing that it holds.
+        unsafe { bridge::wish_for_huge_pages(memory.as_mut_ptr(), memory.len()) };
+    }
+    Ok(memory)
 }
 
 /// How many bytes behind a table are enough for whatever FBGEMM reads beyond its last row.
@@ -148,12 +166,15 @@ pub(crate) struct Kernels {
     bits: u32,
     dimension: usize,
     row_bytes: usize,
+    /// See [`looking_up_reads_beyond`].
+    reads_beyond: usize,
     /// By the bits of their number: wide indices, wide offsets, fp16 output, weighted.
     bags: [OnceLock<Kernel>; 16],
     /// By the bits of their number: wide indices, fp16 output.
     rows: [OnceLock<Kernel>; 4],
 }
 
+/// One of them: there is none without a [`SupportedCpu`].
 struct Kernel(cxx::UniquePtr<bridge::EmbeddingKernel>);
 
 // SAFETY: the C++ object owns a `std::function` with a pointer to generated code, which FBGEMM never frees, and plain
@@ -170,8 +191,15 @@ impl Kernels {
     /// # Panics
     /// As [`row_bytes`].
     pub(crate) fn new(bits: u32, dimension: usize) -> Self {
-        let row_bytes = row_bytes(bits, dimension);
-        Self { bits, dimension, row_bytes, bags: [const { OnceLock::new() }; 16], rows: [const { OnceLock::new() }; 4] }
+        let (bags, rows) = ([const { OnceLock::new() }; 16], [const { OnceLock::new() }; 4]);
+        let (row_bytes, reads_beyond) = (row_bytes(bits, dimension), looking_up_reads_beyond(bits, dimension));
+        Self { bits, dimension, row_bytes, reads_beyond, bags, rows }
+    }
+
+    /// The number of elements of a row.
+    #[inline]
+    pub(crate) fn dimension(&self) -> usize {
+        self.dimension
     }
 
     /// output[bag] = the sum of the rows of indices[offsets[bag]..offsets[bag + 1]], each times its weight, if there
@@ -182,32 +210,31 @@ impl Kernels {
     /// FBGEMM reads beyond a row and there are fewer bytes behind it.
     ///
     /// # Errors
-    /// [`Error::Fbgemm`](crate::error::Error::Fbgemm).
+    /// Those of [`SupportedCpu::get`]; [`Error::Fbgemm`](crate::error::Error::Fbgemm).
     ///
     /// # Panics
-    /// If the memory has not so many rows, the output no whole ones, there is not one more offset than those, or there
-    /// are not as many weights as indices.
+    /// If the memory has not so many rows, the output not as many as there are bags, one less than there are offsets, or
+    /// there are not as many weights as indices.
     pub(crate) fn bags<I: Integer, O: Integer, T: Float>(
         &self,
-        table: Table,
+        table: &Table,
         indices: &[I],
         offsets: &[O],
         weights: Option<&[f32]>,
         output: &mut [T],
-        cpu: SupportedCpu,
     ) -> Result<bool> {
-        let bags = output.len() / self.dimension;
-        assert!(offsets.len() == bags + 1 && weights.is_none_or(|weights| weights.len() == indices.len()));
+        let bags = offsets.len() - 1;
+        assert!(weights.is_none_or(|weights| weights.len() == indices.len()));
         let slot = usize::from(I::WIDE)
             | usize::from(O::WIDE) << 1
             | usize::from(T::HALF) << 2
             | usize::from(weights.is_some()) << 3;
-        let kernel = self.kernel::<I, O, T>(&self.bags[slot], weights.is_some(), false, cpu)?;
+        let kernel = self.kernel::<I, O, T>(&self.bags[slot], weights.is_some(), false)?;
         let factors = weights.map_or(std::ptr::null(), <[f32]>::as_ptr);
         let rows = self.rows_in_place(table);
         // SAFETY: there is one offset more than bags, and as many weights as indices, checked just above; the kernel is
         // for these types.
-        let all = unsafe { self.look_up(kernel, table.memory, rows, indices, offsets, factors, output) }?;
+        let all = unsafe { self.look_up(kernel, table.memory, rows, bags, indices, offsets, factors, output) }?;
         if all || rows == table.rows {
             return Ok(all);
         }
@@ -215,7 +242,7 @@ impl Kernels {
             let first = offsets[0].into();
             let [start, end] = [pair[0], pair[1]].map(|o| usize::try_from(o.into() - first).unwrap_or(usize::MAX));
             let Some(indices) = indices.get(start..end) else { return Ok(false) };
-            if !self.bag_in_a_copy(table, indices, weights.map(|weights| &weights[start..end]), output, cpu)? {
+            if !self.bag_in_a_copy(table, indices, weights.map(|weights| &weights[start..end]), output)? {
                 return Ok(false);
             }
         }
@@ -230,27 +257,23 @@ impl Kernels {
     ///
     /// # Panics
     /// If the memory has not so many rows, or the output not as many as there are indices.
-    pub(crate) fn rows<I: Integer, T: Float>(
-        &self,
-        table: Table,
-        indices: &[I],
-        output: &mut [T],
-        cpu: SupportedCpu,
-    ) -> Result<bool> {
+    pub(crate) fn rows<I: Integer, T: Float>(&self, table: &Table, indices: &[I], output: &mut [T]) -> Result<bool> {
         assert!(output.len() == indices.len() * self.dimension);
         let slot = usize::from(I::WIDE) | usize::from(T::HALF) << 1;
-        let kernel = self.kernel::<I, i32, T>(&self.rows[slot], false, true, cpu)?;
+        let kernel = self.kernel::<I, i32, T>(&self.rows[slot], false, true)?;
         let rows = self.rows_in_place(table);
         for (indices, output) in indices.chunks(ONES.len()).zip(output.chunks_mut(ONES.len() * self.dimension)) {
             let lengths = &ONES[..indices.len()];
             // SAFETY: there is a length for each of the indices, of which there are as many as rows of output; the
             // kernel is for these types, for lengths and without weights.
-            let all = unsafe { self.look_up(kernel, table.memory, rows, indices, lengths, std::ptr::null(), output)? };
+            let all = unsafe {
+                self.look_up(kernel, table.memory, rows, lengths.len(), indices, lengths, std::ptr::null(), output)?
+            };
             if all {
                 continue;
             }
             for (index, output) in indices.chunks(1).zip(output.chunks_mut(self.dimension)) {
-                if rows == table.rows || !self.bag_in_a_copy(table, index, None, output, cpu)? {
+                if rows == table.rows || !self.bag_in_a_copy(table, index, None, output)? {
                     return Ok(false);
                 }
             }
@@ -259,21 +282,21 @@ impl Kernels {
     }
 
     /// How many rows FBGEMM can look up where they are.
-    fn rows_in_place(&self, table: Table) -> usize {
+    #[inline]
+    fn rows_in_place(&self, table: &Table) -> usize {
         let behind = table.memory.len().checked_sub(table.rows * self.row_bytes);
         let behind = behind.expect("the memory has as many rows as are told of");
-        let last = behind < looking_up_reads_beyond(self.bits, self.dimension);
+        let last = behind < self.reads_beyond;
         table.rows - usize::from(last).min(table.rows)
     }
 
     /// A single bag, its rows copied one behind the other. False where an index is not below the table's rows.
     fn bag_in_a_copy<I: Integer, T: Float>(
         &self,
-        table: Table,
+        table: &Table,
         indices: &[I],
         weights: Option<&[f32]>,
         output: &mut [T],
-        cpu: SupportedCpu,
     ) -> Result<bool> {
         let mut rows = Vec::with_capacity(indices.len() * self.row_bytes);
         for &index in indices {
@@ -286,7 +309,7 @@ impl Kernels {
         }
         let copied = Table { memory: &with_slack(&rows), rows: indices.len() };
         let places: Vec<i64> = (0..indices.len() as i64).collect();
-        self.bags(copied, &places, &[0, indices.len() as i64], weights, output, cpu)
+        self.bags(&copied, &places, &[0, indices.len() as i64], weights, output)
     }
 
     /// # Safety
@@ -298,13 +321,13 @@ impl Kernels {
         kernel: &Kernel,
         memory: &[u8],
         rows: usize,
+        bags: usize,
         indices: &[I],
         offsets: &[O],
         weights: *const f32,
         output: &mut [T],
     ) -> Result<bool> {
-        let bags = output.len() / self.dimension;
-        let beyond = if rows == 0 { 0 } else { looking_up_reads_beyond(self.bits, self.dimension) };
+        let beyond = if rows == 0 { 0 } else { self.reads_beyond };
         assert!(memory.len() >= rows * self.row_bytes + beyond && output.len() == bags * self.dimension);
         // FBGEMM compares indices of 32 bits without their sign: it is told of no more rows than they have.
         let rows = if I::WIDE { rows } else { rows.min(1 << 31) };
@@ -332,11 +355,11 @@ impl Kernels {
         slot: &'a OnceLock<Kernel>,
         weighted: bool,
         lengths: bool,
-        _: SupportedCpu,
     ) -> Result<&'a Kernel> {
         if let Some(kernel) = slot.get() {
             return Ok(kernel);
         }
+        let _cpu = SupportedCpu::get()?;
         let (bits, dimension) = (self.bits as i32, self.dimension as i64);
         // SAFETY: `new` has checked the bits and the dimension; a `SupportedCpu` is proof of AVX2.
         let kernel =

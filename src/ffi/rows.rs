@@ -20,6 +20,7 @@ pub(crate) fn row_bytes(bits: u32, dimension: usize) -> usize {
 }
 
 /// The bytes of a row's scale and bias at its end.
+#[inline]
 pub(crate) fn scale_bytes(bits: u32) -> usize {
     match bits {
         8 => 2 * size_of::<f32>(),
@@ -41,6 +42,8 @@ pub mod sealed {
     pub trait Integer: Copy + Into<i64> + Send + Sync + 'static {
         /// Whether it has 64 bits, else 32.
         const WIDE: bool;
+        /// Whether none is negative or less than the one before it.
+        fn ascend(values: &[Self]) -> bool;
     }
 
     /// A float that FBGEMM writes.
@@ -48,24 +51,48 @@ pub mod sealed {
     pub trait Float: crate::ffi::scratch::Zeroable + Send + Sync + 'static {
         /// Whether it is fp16, else fp32.
         const HALF: bool;
-        fn is_finite(self) -> bool;
+        /// Whether all of each `step`th element, from the first on, are finite.
+        fn are_finite(values: &[Self], step: usize) -> bool;
         /// Divided by a number of rows, as PyTorch divides a tensor of this type.
         fn divide(values: &mut [Self], rows: usize);
     }
 
-    impl Integer for i32 {
-        const WIDE: bool = false;
-    }
+    macro_rules! integer {
+        ($($type:ty, $wide:literal);*) => {$(
+            impl Integer for $type {
+                const WIDE: bool = $wide;
 
-    impl Integer for i64 {
-        const WIDE: bool = true;
+                #[inline]
+                fn ascend(values: &[Self]) -> bool {
+                    // Without a branch for each, so that the compiler uses vector registers: where all are positive, no
+                    // difference overflows, and the sign of all that is negative stays in the end.
+                    let first = values.first().map_or(0, |&first| first);
+                    let steps = values.iter().zip(values.iter().skip(1));
+                    steps.fold(first, |signs, (&a, &b)| signs | b | b.wrapping_sub(a)) >= 0
+                }
+            }
+        )*};
+    }
+    integer!(i32, false; i64, true);
+
+    /// Whether all of each `step`th value are right: without a branch for each, as nearly always they are.
+    #[inline]
+    fn every<T: Copy>(values: &[T], step: usize, right: impl Fn(T) -> bool) -> bool {
+        let (mut all, mut i) = (true, 0);
+        while let Some(&value) = values.get(i) {
+            all &= right(value);
+            i += step;
+        }
+        all
     }
 
     impl Float for f32 {
         const HALF: bool = false;
 
-        fn is_finite(self) -> bool {
-            self.is_finite()
+        #[inline]
+        fn are_finite(values: &[Self], step: usize) -> bool {
+            const EXPONENT: u32 = 0x7f80_0000;
+            every(values, step, |x| x.to_bits() & EXPONENT != EXPONENT)
         }
 
         fn divide(values: &mut [Self], rows: usize) {
@@ -78,8 +105,10 @@ pub mod sealed {
     impl Float for half::f16 {
         const HALF: bool = true;
 
-        fn is_finite(self) -> bool {
-            self.is_finite()
+        #[inline]
+        fn are_finite(values: &[Self], step: usize) -> bool {
+            const EXPONENT: u16 = 0x7c00;
+            every(values, step, |x| x.to_bits() & EXPONENT != EXPONENT)
         }
 
         fn divide(values: &mut [Self], rows: usize) {

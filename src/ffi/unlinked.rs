@@ -54,6 +54,10 @@ pub(crate) mod embedding {
 
     pub(crate) const SLACK: usize = 0;
 
+    pub(crate) fn memory_for(_: usize) -> Result<Vec<u8>> {
+        refused()
+    }
+
     pub(crate) fn pack(_: u32, _: usize, _: &[f32], _: &mut [u8], _: SupportedCpu) -> Result<()> {
         refused()
     }
@@ -62,32 +66,31 @@ pub(crate) mod embedding {
         refused()
     }
 
-    pub(crate) struct Kernels;
+    pub(crate) struct Kernels {
+        dimension: usize,
+    }
 
     impl Kernels {
-        pub(crate) fn new(_: u32, _: usize) -> Self {
-            Self
+        pub(crate) fn new(_: u32, dimension: usize) -> Self {
+            Self { dimension }
+        }
+
+        pub(crate) fn dimension(&self) -> usize {
+            self.dimension
         }
 
         pub(crate) fn bags<I: Integer, O: Integer, T: Float>(
             &self,
-            _: Table,
+            _: &Table,
             _: &[I],
             _: &[O],
             _: Option<&[f32]>,
             _: &mut [T],
-            _: SupportedCpu,
         ) -> Result<bool> {
             refused()
         }
 
-        pub(crate) fn rows<I: Integer, T: Float>(
-            &self,
-            _: Table,
-            _: &[I],
-            _: &mut [T],
-            _: SupportedCpu,
-        ) -> Result<bool> {
+        pub(crate) fn rows<I: Integer, T: Float>(&self, _: &Table, _: &[I], _: &mut [T]) -> Result<bool> {
             refused()
         }
     }

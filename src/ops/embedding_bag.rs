@@ -1,6 +1,5 @@
 //! Look-ups in embedding tables: row by row, and sums and means of bags of rows.
 
-use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::embedding::Kernels;
 use crate::ffi::rows::{Table, sealed};
@@ -100,11 +99,10 @@ pub fn embedding_tasks<I: EmbeddingIndex, T: EmbeddingOutput>(
     tasks: usize,
     execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
 ) -> Result<()> {
-    let cpu = SupportedCpu::get()?;
     check_output(table, indices.len(), output.len())?;
     let (kernels, rows) = (table.kernels(), table.place());
-    let look_up = |part: Range<usize>, output: &mut [T]| kernels.rows(rows, &indices[part], output, cpu);
-    run(table, indices, output, tasks, execute, look_up)
+    let look_up = |part: Range<usize>, output: &mut [T]| kernels.rows(&rows, &indices[part], output);
+    run(table, indices.len(), indices, output, tasks, execute, look_up)
 }
 
 /// The sums or means of bags of a table's rows: bit-identical to PyTorch's
@@ -196,13 +194,12 @@ pub fn embedding_bag_tasks<I: EmbeddingIndex, O: EmbeddingIndex, T: EmbeddingOut
     tasks: usize,
     execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
 ) -> Result<()> {
-    let cpu = SupportedCpu::get()?;
     let bags = Bags::new(indices.len(), offsets, options)?;
     check_output(table, bags.len(), output.len())?;
     bags.check_lengths::<T>(options.mean)?;
     let (kernels, rows) = (table.kernels(), table.place());
     let look_up = |part: Range<usize>, output: &mut [T]| {
-        if !bags.look_up(kernels, rows, indices, part.clone(), options.per_sample_weights, output, cpu)? {
+        if !bags.look_up(kernels, &rows, indices, part.clone(), options.per_sample_weights, output)? {
             return Ok(false);
         }
         if options.mean {
@@ -212,7 +209,7 @@ pub fn embedding_bag_tasks<I: EmbeddingIndex, O: EmbeddingIndex, T: EmbeddingOut
         }
         Ok(true)
     };
-    run(table, indices, output, tasks, execute, look_up)
+    run(table, bags.len(), indices, output, tasks, execute, look_up)
 }
 
 /// The bags that offsets, checked, make of indices.
@@ -241,12 +238,10 @@ impl<'a, O: EmbeddingIndex> Bags<'a, O> {
                 return Err(Error::WrongLength { what: "per_sample_weights", given: weights.len(), expected: count });
             }
         }
-        // All of them in a loop that the compiler can make wide; the first wrong one is then looked for.
-        let ascend = offsets.windows(2).fold(true, |all, pair| all & (pair[0].into() <= pair[1].into()));
         let (first, last) = (offsets.first().map_or(0, |&o| o.into()), offsets.last().map_or(0, |&o| o.into()));
         let end = count as i64;
         let ends = if closes { last == end } else { last <= end };
-        if first != 0 || !ascend || !ends {
+        if first != 0 || !ends || !O::ascend(offsets) {
             return Err(wrong_offset(end, offsets, closes));
         }
         Ok(Self { offsets, closes, count })
@@ -282,14 +277,13 @@ impl<'a, O: EmbeddingIndex> Bags<'a, O> {
     fn look_up<I: EmbeddingIndex, T: EmbeddingOutput>(
         &self,
         kernels: &Kernels,
-        table: Table,
+        table: &Table,
         indices: &[I],
         bags: Range<usize>,
         weights: Option<&[f32]>,
         output: &mut [T],
-        cpu: SupportedCpu,
     ) -> Result<bool> {
-        let width = output.len() / bags.len();
+        let width = kernels.dimension();
         // A kernel wants the end of its last bag, too.
         let whole = if self.closes { bags.end } else { bags.end.min(self.len() - 1) };
         let (output, last) = output.split_at_mut((whole - bags.start) * width);
@@ -297,7 +291,7 @@ impl<'a, O: EmbeddingIndex> Bags<'a, O> {
             let part = self.range(bags.start).start..self.range(whole - 1).end;
             let offsets = &self.offsets[bags.start..=whole];
             let weights = weights.map(|weights| &weights[part.clone()]);
-            if !kernels.bags(table, &indices[part], offsets, weights, output, cpu)? {
+            if !kernels.bags(table, &indices[part], offsets, weights, output)? {
                 return Ok(false);
             }
         }
@@ -306,7 +300,7 @@ impl<'a, O: EmbeddingIndex> Bags<'a, O> {
         }
         let part = self.range(whole);
         let offsets = [0, part.len() as i64];
-        kernels.bags(table, &indices[part.clone()], &offsets, weights.map(|weights| &weights[part]), last, cpu)
+        kernels.bags(table, &indices[part.clone()], &offsets, weights.map(|weights| &weights[part]), last)
     }
 }
 
@@ -330,9 +324,10 @@ fn wrong_offset<O: EmbeddingIndex>(end: i64, offsets: &[O], closes: bool) -> Err
     unreachable!("a wrong offset was seen")
 }
 
-/// Runs `look_up` for parts of the output's rows, and finds what is wrong where something is.
+/// Runs `look_up` for parts of the output's `rows`, and finds what is wrong where something is.
 fn run<I: EmbeddingIndex, T: EmbeddingOutput>(
     table: &EmbeddingTable,
+    rows: usize,
     indices: &[I],
     output: &mut [T],
     tasks: usize,
@@ -341,16 +336,21 @@ fn run<I: EmbeddingIndex, T: EmbeddingOutput>(
 ) -> Result<()> {
     let width = table.dimension();
     let (refused, suspicious) = (AtomicBool::new(false), AtomicBool::new(false));
-    tasks::by_rows(output, width, 1, tasks, execute, |part, output| {
+    let work = |part: Range<usize>, output: &mut [T]| {
         if !look_up(part, output)? {
             refused.store(true, Ordering::Relaxed);
         }
         // A scale or bias that is not finite makes every element of its sum so: the first one of each tells.
-        if table.is_stored() && output.iter().step_by(width).any(|value| !value.is_finite()) {
+        if table.checks_rows() && !T::are_finite(output, width) {
             suspicious.store(true, Ordering::Relaxed);
         }
         Ok(())
-    })?;
+    };
+    match tasks {
+        1 if rows == 0 => {}
+        1 => work(0..rows, output)?, // without what splitting costs: small calls take no longer than that
+        _ => tasks::by_rows(output, width, 1, tasks, execute, work)?,
+    }
     if refused.into_inner() {
         let rows = table.rows();
         for (position, &index) in indices.iter().enumerate() {
