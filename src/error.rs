@@ -439,6 +439,70 @@ pub enum Error {
         /// The exception's text.
         message: String,
     },
+
+    /// A row of an embedding table would end within a byte.
+    #[error("dimension is {dimension}, expected a multiple of {multiple} for elements of {bits} bits")]
+    IndivisibleDimension {
+        /// The dimension.
+        dimension: usize,
+        /// The bits of an element.
+        bits: u32,
+        /// The number of elements in a byte.
+        multiple: usize,
+    },
+
+    /// An index is no row's of its table.
+    #[error("indices[{position}] is {index}, expected a row of the table, which has {rows}")]
+    IndexOutOfRange {
+        /// The index.
+        index: i64,
+        /// Where it is.
+        position: usize,
+        /// The table's rows.
+        rows: usize,
+    },
+
+    /// Offsets of bags do not start with 0, descend, or do not end as the indices do.
+    #[error(
+        "offsets[{position}] is {given}, expected {low} to {high}: offsets begin with 0, never descend and stay within \
+         the indices, with whose number the one more at the end is equal"
+    )]
+    InvalidOffset {
+        /// Which.
+        position: usize,
+        /// The offset.
+        given: i64,
+        /// The least that it can be.
+        low: i64,
+        /// The most that it can be.
+        high: i64,
+    },
+
+    /// A bag has more rows than can be counted.
+    #[error("bag {bag} has {given} indices, expected at most {limit}")]
+    BagTooLong {
+        /// The bag.
+        bag: usize,
+        /// The number of its indices.
+        given: usize,
+        /// The largest number.
+        limit: usize,
+    },
+
+    /// Weights were given for a mean.
+    #[error("per-sample weights were given for a mean, expected none: PyTorch defines them for sums alone")]
+    WeightedMean,
+
+    /// A row of a stored embedding table has a scale or bias that is NaN or infinite.
+    #[error("row {row} of the table has scale {scale} and bias {bias}, expected finite numbers")]
+    InvalidRow {
+        /// The row.
+        row: usize,
+        /// Its scale.
+        scale: f32,
+        /// Its bias.
+        bias: f32,
+    },
 }
 
 impl Error {

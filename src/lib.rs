@@ -57,6 +57,11 @@ pub use nn::float_linear::FloatLinear;
 pub use nn::fp16_linear::Fp16Linear;
 pub use nn::linear::Linear;
 pub use nn::quantized_linear::{PortableLinear, QuantizedLinear};
+pub use ops::embedding::{EmbeddingFormat, EmbeddingTable, pack_embedding, pack_embedding_into};
+pub use ops::embedding_bag::{
+    BagOptions, EmbeddingIndex, EmbeddingOutput, embedding, embedding_bag, embedding_bag_into, embedding_bag_tasks,
+    embedding_into, embedding_tasks,
+};
 pub use ops::linear_fp16::{linear_fp16_weight, linear_fp16_weight_into};
 #[cfg(feature = "profile")]
 pub use ops::linear_int8::Profile;

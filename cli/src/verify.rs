@@ -2,6 +2,7 @@
 
 use crate::Exit;
 use crate::stdio::{complain, say};
+use crate::verify_embedding::{embedding, embedding_bag};
 use fbgemm::Isa;
 use fbgemm_testkit::cases::{Case, CaseFile, Element};
 use fbgemm_testkit::process::{LIMIT, lesser, stderr};
@@ -145,12 +146,16 @@ fn in_limited_process(path: &Path, isa: &str) -> Result<Value, String> {
 }
 
 /// `None` for what this version does not have or what PyTorch gave no output for; else the first difference.
-fn check_case(case: &Case) -> Result<Option<Result<(), String>>, String> {
+pub type Outcome = Result<Option<Result<(), String>>, String>;
+
+fn check_case(case: &Case) -> Outcome {
     match case.op.as_str() {
         "linear_int8_weight" => linear_int8_weight(case),
         "linear_dynamic" => linear_dynamic(case),
         "linear_fp16_weight" => linear_fp16_weight(case),
         "linear_static" => linear_static(case),
+        "embedding_bag" => embedding_bag(case),
+        "embedding" => embedding(case),
         _ => Ok(None),
     }
 }
@@ -240,7 +245,7 @@ fn linear_static(case: &Case) -> Result<Option<Result<(), String>>, String> {
 }
 
 /// The first difference, by bits, between a tensor that the case expects and ours. What it doesn't have is right.
-fn same<T: Element + Bits>(case: &Case, name: &str, shape: &[usize], ours: &[T]) -> Result<(), String> {
+pub fn same<T: Element + Bits>(case: &Case, name: &str, shape: &[usize], ours: &[T]) -> Result<(), String> {
     if !case.has(name) {
         return Ok(());
     }
@@ -266,7 +271,8 @@ fn index_of(mut at: usize, shape: &[usize]) -> Vec<usize> {
 }
 
 /// A value's bits, for comparison: NaNs with other bits differ, as do the two zeros.
-trait Bits: Display {
+pub trait Bits: Display {
+    /// The bits.
     fn bits(&self) -> u64;
 }
 

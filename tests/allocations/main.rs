@@ -155,6 +155,35 @@ fn calls_of_unsigned_bytes_allocate_nothing_in_steady_state() {
 }
 
 #[test]
+fn look_ups_in_embedding_tables_allocate_nothing_in_steady_state() {
+    use fbgemm::{BagOptions, EmbeddingFormat as F, EmbeddingTable};
+    let weight: Vec<f32> = (0..50 * 52).map(|i| (i * 31 % 251) as f32 / 125.0 - 1.0).collect();
+    for format in [F::Fp32, F::Fp16, F::Int8, F::Int4, F::Int2] {
+        let packed = fbgemm::pack_embedding(&weight, 50, 52, format).unwrap();
+        let stored = EmbeddingTable::from_bytes(packed.bytes(), format, 50, 52).unwrap();
+        let indices: Vec<i64> = (0..5000).map(|i| i * 7 % 49).collect();
+        let (narrow, weights) = (indices.iter().map(|&i| i as i32).collect::<Vec<_>>(), vec![0.5; 5000]);
+        let offsets: Vec<i32> = (0..=100).map(|i| i * 50).collect();
+        let (mut bags, mut rows) = (vec![0f32; 100 * 52], vec![0f32; 5000 * 52]);
+        let mut half = vec![half::f16::ZERO; 100 * 52];
+        let mut all = || {
+            for table in [&packed, &stored] {
+                let (sums, closed) = (BagOptions::new(), BagOptions::new().include_last_offset());
+                let factors = sums.per_sample_weights(&weights);
+                fbgemm::embedding_bag_into(table, &indices, &offsets, closed, &mut bags).unwrap();
+                fbgemm::embedding_bag_into(table, &narrow, &offsets[..100], sums.mean(), &mut bags).unwrap();
+                fbgemm::embedding_bag_into(table, &narrow, &offsets[..100], factors, &mut half).unwrap();
+                let each = |task: &(dyn Fn(usize) + Sync)| (0..3).for_each(task);
+                fbgemm::embedding_bag_tasks(table, &indices, &offsets, closed, &mut bags, 3, each).unwrap();
+                fbgemm::embedding_into(table, &indices, &mut rows).unwrap();
+            }
+        };
+        all();
+        assert_eq!(allocations(|| (0..20).for_each(|_| all())), 0, "{format:?}");
+    }
+}
+
+#[test]
 fn smaller_calls_after_larger_ones_reuse_the_buffer() {
     let layer = QuantizedLinear::new(&[0.5; 96 * 64], None, 96, 64, Int8Scheme::pytorch()).unwrap();
     layer.warm_up(1..=40).unwrap();
