@@ -109,6 +109,12 @@ pub(crate) fn as_bytes(buffer: &mut [i32]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), size_of_val(buffer)) }
 }
 
+/// The buffer's elements as floats of the same bits.
+pub(crate) fn as_floats(buffer: &mut [i32]) -> &mut [f32] {
+    // SAFETY: f32 and i32 have one size and alignment, and any bits are valid for both.
+    unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), buffer.len()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

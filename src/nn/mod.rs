@@ -4,5 +4,6 @@ pub(crate) mod element;
 pub(crate) mod float_linear;
 pub(crate) mod forms;
 pub(crate) mod fp16_linear;
+pub(crate) mod fused;
 pub(crate) mod linear;
 pub(crate) mod quantized_linear;

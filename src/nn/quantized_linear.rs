@@ -125,7 +125,7 @@ impl QuantizedLinear {
         Self { input: scheme, ..self }
     }
 
-    fn operands(&self) -> Operands<'_> {
+    pub(super) fn operands(&self) -> Operands<'_> {
         let Shared { parameters, packed, bias } = &*self.shared;
         Operands { weight: parameters, packed, bias: bias.as_deref() }
     }

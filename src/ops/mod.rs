@@ -8,3 +8,4 @@ pub(crate) mod linear_int8;
 pub(crate) mod linear_static;
 pub(crate) mod packed;
 pub(crate) mod per_row;
+pub(crate) mod quantized_input;

@@ -47,20 +47,25 @@ pub(crate) fn linear(
             let done = sums.chunks_exact(width).zip(quantized.chunks_exact(depth)).zip(chosen.chunks_exact(2));
             for (((sums, bytes), chosen), output) in done.zip(output.chunks_exact_mut(width)) {
                 let params = Params { scale: f32::from_bits(chosen[0] as u32), zero_point: chosen[1] };
-                cpu.with_avx2(|| finish_row(sums, bytes, params, stage, output));
+                cpu.with_avx2(|| finish_row(sums, row_sum(bytes), params, stage, output));
             }
         }
         Ok(())
     })
 }
 
-/// FBGEMM's `ReQuantizeForFloat` for one row: y = (sum − zero points' parts) · (scale · scale) + bias, the last two steps
+/// What a row's bytes add up to, wrapping around.
+#[inline(always)]
+pub(super) fn row_sum(bytes: &[u8]) -> i32 {
+    bytes.iter().fold(0i32, |sum, &q| sum.wrapping_add(i32::from(q)))
+}
+
+/// FBGEMM's `ReQuantizeForFloat` for one row, whose bytes add up to `row_offset`: y = (sum − zero points' parts) · (scale · scale) + bias, the last two steps
 /// as one fused multiply-add. Integers wrap around as FBGEMM's do; `Parameters::check_sums` has seen that the result of
 /// them all fits.
 #[inline(always)]
-fn finish_row(sums: &[i32], input: &[u8], params: Params, stage: &OutputStage, output: &mut [f32]) {
+pub(super) fn finish_row(sums: &[i32], row_offset: i32, params: Params, stage: &OutputStage, output: &mut [f32]) {
     let Params { scale, zero_point } = params;
-    let row_offset = input.iter().fold(0i32, |sum, &q| sum.wrapping_add(i32::from(q)));
     let n = output.len();
     let (sums, col_offsets, bias) = (&sums[..n], &stage.col_offsets[..n], stage.bias);
     let exact = |i: usize, of_weight: i32| {

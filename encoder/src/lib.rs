@@ -1,0 +1,5 @@
+//! Text in, vectors out.
+#![deny(unsafe_code)]
+
+pub mod kernels;
+mod simd;
