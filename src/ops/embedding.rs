@@ -83,6 +83,30 @@ impl EmbeddingFormat {
     }
 }
 
+/// As files and options have it: `fp32`, `fp16`, `int8`, `int4`, `int2`.
+impl std::fmt::Display for EmbeddingFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Int2 => "int2",
+        })
+    }
+}
+
+impl std::str::FromStr for EmbeddingFormat {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Self::Fp32, Self::Fp16, Self::Int8, Self::Int4, Self::Int2];
+        let expected = "fp32, fp16, int8, int4 or int2";
+        let invalid = || Error::InvalidScheme { what: "embedding", given: text.to_string(), expected };
+        all.into_iter().find(|format| format.to_string() == text).ok_or_else(invalid)
+    }
+}
+
 /// A table of embeddings: `rows` rows of `dimension` elements in an [`EmbeddingFormat`], for
 /// [`embedding`](crate::embedding) and [`embedding_bag`](crate::embedding_bag).
 ///
