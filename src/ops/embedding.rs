@@ -263,7 +263,7 @@ impl<'a> EmbeddingTable<'a> {
             let index = i64::try_from(rows.end - 1).unwrap_or(i64::MAX);
             return Err(Error::IndexOutOfRange { index, position: rows.len() - 1, rows: self.rows });
         }
-        let expected = rows.len().checked_mul(self.dimension).unwrap_or(usize::MAX);
+        let expected = rows.len().saturating_mul(self.dimension);
         if output.len() != expected {
             return Err(Error::WrongLength { what: "output", given: output.len(), expected });
         }
