@@ -10,13 +10,15 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The newest layout that this version writes and reads.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 /// Before a layer's name: its input scheme's key in the metadata.
 pub(crate) const INPUT_KEY: &str = "input:";
 /// Before a layer's name: the key of one with its weight in fp16.
 pub(crate) const FP16_KEY: &str = "fp16:";
 /// Before a layer's name: the key of a weight in int8 that is another tool's, and not this layout's.
 pub(crate) const FOREIGN_KEY: &str = "foreign:";
+/// Before a name: the format of an embedding in 8, 4 or 2 bits.
+pub(crate) const EMBEDDING_KEY: &str = "embedding:";
 /// The layout's place in the file's metadata.
 pub(crate) const FORMAT_KEY: &str = "fbgemm_format";
 
