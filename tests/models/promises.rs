@@ -78,29 +78,46 @@ fn numbers_of_rows_beyond_counting_are_errors() {
     assert_eq!(error, Error::WrongLength { what: "tensor", given: 0, expected: usize::MAX });
 }
 
+/// FBGEMM has thread-local buffers of its own: a destructor that runs after theirs gets an error, one before works.
 #[test]
-fn a_call_while_its_thread_ends_works() {
-    struct Last(QuantizedLinear);
+fn a_call_while_its_thread_ends_works_or_is_an_error() {
+    struct Last {
+        layers: [Linear; 3],
+        works: bool,
+    }
     impl Drop for Last {
         fn drop(&mut self) {
-            let before = self.0.forward(&[1.0f32, 2.0, 3.0]).unwrap();
-            let wide = self.0.forward(&[1.0f64, 2.0, 3.0]).unwrap();
-            assert_eq!(before.iter().map(|&y| f64::from(y)).collect::<Vec<_>>(), wide);
+            for layer in &self.layers {
+                let y = layer.forward(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
+                match y {
+                    Ok(y) => assert!(self.works && y.iter().all(|y| y.is_finite())),
+                    Err(e) => assert!(!self.works && e.chain().contains("the thread is ending"), "{}", e.chain()),
+                }
+            }
+            // Of another type, and without buffers of this crate's.
+            let wide = self.layers[0].forward(&[1.0f64, 2.0, 3.0]);
+            assert_eq!(wide.is_ok(), self.works);
             fbgemm::release_thread_buffer();
             assert_eq!(fbgemm::thread_buffer_bytes(), 0);
         }
     }
     thread_local!(static LAST: RefCell<Option<Last>> = const { RefCell::new(None) });
-    let layer = QuantizedLinear::new(&[0.5; 6], None, 2, 3, Int8Scheme::accurate()).unwrap();
-    for early in [false, true] {
-        let layer = layer.clone();
+    let weight = [0.5; 6];
+    let int8 = |scheme| Linear::from(QuantizedLinear::new(&weight, None, 2, 3, scheme).unwrap());
+    let fp16 = Linear::from(Fp16Linear::new(&weight, None, 2, 3).unwrap());
+    let layers = [int8(Int8Scheme::accurate()), int8(Int8Scheme::pytorch()), fp16];
+    for works in [false, true] {
+        let layers = layers.clone();
         let thread = std::thread::spawn(move || {
-            // Before or after the buffers, whose destructors run in the order of their first use.
-            if early {
-                LAST.set(Some(Last(layer.clone())));
+            let last = Last { layers: layers.clone(), works };
+            // Destructors run in the order opposite to that of first use: before or after those of the buffers.
+            let first = if works { None } else { Some(LAST.set(Some(last))) };
+            for layer in &layers {
+                layer.forward(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
             }
-            layer.forward(&[1.0f32, 2.0, 3.0]).unwrap();
-            LAST.set(Some(Last(layer)));
+            if first.is_none() {
+                LAST.set(Some(Last { layers, works }));
+            }
         });
         thread.join().unwrap();
     }
