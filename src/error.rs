@@ -510,7 +510,7 @@ impl Error {
     ///
     /// ```
     /// let mut model = vec![fbgemm::Linear::new(vec![f32::NAN], None, 1, 1)?];
-    /// let error = fbgemm::quantize_linear_modules(&mut model, &fbgemm::QuantizeOptions::new(fbgemm::LinearScheme::Fp16)).unwrap_err();
+    /// let error = fbgemm::quantize_modules(&mut model, &fbgemm::QuantizeOptions::new(fbgemm::LinearScheme::Fp16)).unwrap_err();
     /// assert_eq!(error.to_string(), "layer \"0\"");
     /// assert_eq!(error.chain(), "layer \"0\": weight[0] is NaN, expected a finite number");
     /// # Ok::<(), fbgemm::Error>(())

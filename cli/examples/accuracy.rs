@@ -3,7 +3,7 @@
 //! all-MiniLM-L6-v2, every linear layer on the activations that the model itself gives it, in fp32, for a text;
 //! parameters that are fixed come from another text. Prints the table of README.md.
 
-use fbgemm::{InputObserver, InputScheme, Linear, LinearModules, PortableLinear, WeightScheme, quantize_weight_as};
+use fbgemm::{InputObserver, InputScheme, Linear, Modules, PortableLinear, WeightScheme, quantize_weight_as};
 use fbgemm_testkit::compare::{cosine, relative_error};
 use fbgemm_testkit::minilm::{Files, TEXT};
 

@@ -120,12 +120,6 @@ fn bits(values: &[f16]) -> Vec<F16> {
     values.iter().map(|value| F16(value.to_bits())).collect()
 }
 
-impl std::fmt::Display for F16 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f16::from_bits(self.0).fmt(f)
-    }
-}
-
 impl Bits for F16 {
     fn bits(&self) -> u64 {
         self.0.into()

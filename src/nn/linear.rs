@@ -10,7 +10,7 @@ use crate::ffi::scratch::zeroed;
 use crate::ops::lengths::{check_size, new_output};
 
 /// A linear layer, y = x·Wᵀ + b, in fp32, int8 or fp16: what a model's struct holds, so that
-/// [`quantize_linear_modules`](crate::quantize_linear_modules) can turn the one into the other.
+/// [`quantize_modules`](crate::quantize_modules) can turn the one into the other.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]

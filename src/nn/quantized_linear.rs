@@ -446,7 +446,7 @@ mod stored {
 #[cfg(all(test, feature = "serde", feature = "safetensors"))]
 mod tests {
     use super::*;
-    use crate::{Linear, ModelFile, save_linear_modules};
+    use crate::{Linear, ModelFile, save_modules};
 
     /// Of one output, one scale can be the whole weight's or the output's own: FBGEMM's static output stage rounds a bias
     /// otherwise for the one than for the other.
@@ -457,7 +457,7 @@ mod tests {
         let again: QuantizedLinear = serde_json::from_str(&serde_json::to_string(&layer).unwrap()).unwrap();
         assert!(!again.shared.parameters.per_channel);
         let path = std::env::temp_dir().join(format!("fbgemm-one-output-{}.safetensors", std::process::id()));
-        save_linear_modules(&Linear::from(layer), &[], &path).unwrap();
+        save_modules(&Linear::from(layer), &[], &path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(!ModelFile::parse(&bytes).unwrap().portable("").unwrap().weight().parameters().per_channel);

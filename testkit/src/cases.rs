@@ -160,6 +160,12 @@ pub fn stored() -> Vec<(String, CaseFile)> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct F16(pub u16);
 
+impl std::fmt::Display for F16 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        half::f16::from_bits(self.0).fmt(f)
+    }
+}
+
 impl Element for F16 {
     const DTYPE: Dtype = Dtype::F16;
     fn read(bytes: &[u8]) -> Self {

@@ -1,7 +1,7 @@
 //! all-MiniLM-L6-v2: a BERT encoder whose linear layers are fp32 or int8, each by its name in the checkpoint.
 
 use crate::fetch;
-use fbgemm::{Linear, LinearModules, ModelFile};
+use fbgemm::{Linear, ModelFile, Modules};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -16,14 +16,14 @@ const HEADS: usize = 12;
 const LAYER_NORM_EPS: f32 = 1e-12;
 
 /// The model. Its fields are named as in the checkpoint, so that its linear layers are.
-#[derive(LinearModules)]
+#[derive(Modules)]
 pub struct MiniLm {
-    #[linear(skip)]
+    #[module(skip)]
     embeddings: Embeddings,
     encoder: Encoder,
     /// In the checkpoint but not in the embedding.
     pooler: Dense,
-    #[linear(skip)]
+    #[module(skip)]
     vocabulary: HashMap<String, usize>,
 }
 
@@ -34,42 +34,42 @@ struct Embeddings {
     norm: LayerNorm,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Encoder {
     layer: Vec<Layer>,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Layer {
     attention: Attention,
     intermediate: Dense,
     output: Output,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Attention {
-    #[linear(rename = "self")]
+    #[module(rename = "self")]
     heads: SelfAttention,
     output: Output,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct SelfAttention {
     query: Linear,
     key: Linear,
     value: Linear,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Dense {
     dense: Linear,
 }
 
 /// A linear layer whose result is added to what came before, and normalized.
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Output {
     dense: Linear,
-    #[linear(skip)]
+    #[module(skip)]
     norm: LayerNorm,
 }
 

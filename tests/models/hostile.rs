@@ -1,7 +1,7 @@
 //! Files that are truncated, altered or made to harm: an error that names the layer, never a crash.
 
 use crate::folder;
-use fbgemm::{Error, Int8Scheme, Linear, ModelFile, QuantizeOptions, quantize_checkpoint, quantize_linear_modules};
+use fbgemm::{Error, Int8Scheme, Linear, ModelFile, QuantizeOptions, quantize_checkpoint, quantize_modules};
 use fbgemm_testkit::files::golden;
 use fbgemm_testkit::random::normal;
 use proptest::prelude::*;
@@ -18,8 +18,8 @@ fn saved(name: &str) -> Vec<u8> {
         ("b", layer(3, 4, None)),
         ("c", layer(2, 2, None)),
     ]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("c")).unwrap();
-    fbgemm::save_linear_modules(&model, &[], &path).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("c")).unwrap();
+    fbgemm::save_modules(&model, &[], &path).unwrap();
     std::fs::read(&path).unwrap()
 }
 

@@ -3,7 +3,7 @@
 use crate::folder;
 use fbgemm::{
     Error, InputScheme, Int8Scheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, U8Params,
-    WeightScheme, load_linear_modules, quantize_weight, quantize_weight_as, save_linear_modules, unload_linear_modules,
+    WeightScheme, load_modules, quantize_weight, quantize_weight_as, save_modules, unload_modules,
 };
 use fbgemm_testkit::cases::stored;
 use fbgemm_testkit::compare::bits;
@@ -120,11 +120,11 @@ fn pytorchs_outputs_come_out_of_layers_that_were_stored_and_loaded() {
     assert!(model.len() >= 90, "{}", model.len());
 
     let path = folder("golden").join("model.safetensors");
-    save_linear_modules(&model, &[], &path).unwrap();
+    save_modules(&model, &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let file = ModelFile::parse(&bytes).unwrap();
-    unload_linear_modules(&mut model);
-    load_linear_modules(&mut model, &file, 2).unwrap();
+    unload_modules(&mut model);
+    load_modules(&mut model, &file, 2).unwrap();
     for (name, (input, output)) in &expected {
         assert!(model[name].is_quantized());
         assert_eq!(bits(&model[name].forward(input).unwrap()), bits(output), "{name}");
@@ -169,7 +169,7 @@ fn schemes_survive_being_stored() {
         let expected = bits(&layer.forward(&input).unwrap());
         let again: QuantizedLinear = serde_json::from_str(&serde_json::to_string(&layer).unwrap()).unwrap();
         assert_eq!((again.input_scheme(), bits(&again.forward(&input).unwrap())), (scheme, expected.clone()));
-        save_linear_modules(&BTreeMap::from([("a.b", Linear::from(layer))]), &[], &path).unwrap();
+        save_modules(&BTreeMap::from([("a.b", Linear::from(layer))]), &[], &path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let file = ModelFile::parse(&bytes).unwrap();
         assert_eq!(file.metadata()["fbgemm_format"], "2");

@@ -3,7 +3,7 @@
 
 use fbgemm::{
     Error, FloatLinear, Fp16Linear, InputScheme, Int8Scheme, Linear, LinearScheme, PortableLinear, QuantizeOptions,
-    QuantizedLinear, QuantizedWeight, U8Params, WeightScheme, quantize_linear_modules,
+    QuantizedLinear, QuantizedWeight, U8Params, WeightScheme, quantize_modules,
 };
 use fbgemm_testkit::process::{again, succeed};
 use fbgemm_testkit::random::normal;
@@ -18,7 +18,7 @@ fn float(out_features: usize, in_features: usize) -> Linear {
 fn a_layer_too_large_for_its_target_leaves_the_whole_model() {
     // Padded to 512 inputs, the second has 2³¹ elements in fp16; in int8 it fits.
     let mut model = vec![float(8, 8), float(1 << 22, 1)];
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(LinearScheme::Fp16)).unwrap_err();
+    let error = quantize_modules(&mut model, &QuantizeOptions::new(LinearScheme::Fp16)).unwrap_err();
     assert!(matches!(&error, Error::InLayer { name, .. } if name == "1"), "{error}");
     assert!(error.chain().contains("too large"), "{}", error.chain());
     assert!(model.iter().all(|layer| matches!(layer, Linear::Float(_))));
@@ -29,7 +29,7 @@ fn a_sum_beyond_32_bits_leaves_the_whole_model() {
     // All weights 1: every q is 127 and the zero point −128, so that the offset of the row is 255 · in_features.
     let long = Linear::new(vec![1.0; 9_000_000], None, 1, 9_000_000).unwrap();
     let mut model = vec![float(8, 8), long];
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
+    let error = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
     assert!(error.chain().contains("int32 sum"), "{}", error.chain());
     assert!(model.iter().all(|layer| matches!(layer, Linear::Float(_))));
 }
@@ -46,7 +46,7 @@ fn where_memory_runs_out_the_error_says_what_is_left() {
 #[ignore = "needs a process with little memory"]
 fn quantizing_without_memory() {
     let mut model = vec![float(8, 8), Linear::new(vec![0.5; 300_000_000], None, 1000, 300_000).unwrap(), float(8, 8)];
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
+    let error = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
     assert!(matches!(error, Error::PartlyQuantized { quantized: 1, chosen: 3, .. }), "{}", error.chain());
     assert!(matches!(model[0], Linear::Int8(_)) && matches!(model[1], Linear::Float(_)));
     assert!(matches!(model[2], Linear::Float(_)));
@@ -74,7 +74,7 @@ fn numbers_of_rows_beyond_counting_are_errors() {
     assert_eq!(layer.tasks_worth(usize::MAX, 4), 4);
     let shape = [usize::MAX, 2];
     let wrong = fbgemm::PlainTensor { name: "a", shape: &shape, values: &[] };
-    let error = fbgemm::save_linear_modules(&float(2, 2), &[wrong], "/nowhere").unwrap_err();
+    let error = fbgemm::save_modules(&float(2, 2), &[wrong], "/nowhere").unwrap_err();
     assert_eq!(error, Error::WrongLength { what: "tensor", given: 0, expected: usize::MAX });
 }
 

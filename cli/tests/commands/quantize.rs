@@ -1,7 +1,7 @@
 //! `fbgemm quantize` and `fbgemm inspect`, on a real model.
 
 use crate::{PROGRAM, fbgemm, folder, stderr, stdout};
-use fbgemm::{Int8Scheme, Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+use fbgemm::{Int8Scheme, Linear, Modules, QuantizeOptions, quantize_modules};
 use fbgemm_testkit::compare::cosine;
 use fbgemm_testkit::minilm::{Files, MiniLm};
 use fbgemm_testkit::random::normal;
@@ -36,7 +36,7 @@ fn a_real_model_quantized_in_memory_and_on_disk_gives_the_same_bits() {
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
 
     let mut in_memory = load(&std::fs::read(checkpoint()).unwrap());
-    let report = quantize_linear_modules(&mut in_memory, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    let report = quantize_modules(&mut in_memory, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     assert_eq!((report.layers.len(), report.quantized().count()), (37, 37));
     assert_eq!((report.layers[3].name.as_str()), "encoder.layer.0.attention.output.dense");
     assert_eq!(answer["quantized"], 37);

@@ -14,7 +14,7 @@ use crate::ffi::{check_fp16_shape, check_int8_shape};
 use crate::model::kind::{Kind, Matrix, TableSizes, kinds};
 use crate::model::modules::join_name;
 use crate::model::quantize::{Quantized, quantize_linear};
-use crate::model::report::{LayerReport, QuantizeReport, Skipped, WeightReport};
+use crate::model::report::{LayerKind, LayerReport, QuantizeReport, Skipped, WeightReport};
 use crate::quant::scheme::LinearScheme;
 use safetensors::tensor::Dtype;
 use std::borrow::Cow;
@@ -37,7 +37,7 @@ use std::path::Path;
 /// written.
 ///
 /// # Errors
-/// As [`quantize_linear_modules`](crate::quantize_linear_modules), with the file's candidates for layers;
+/// As [`quantize_modules`](crate::quantize_modules), with the file's candidates for layers;
 /// [`Error::ForeignWeight`]; [`Error::InLayer`] around [`Error::WrongTensor`] for a bias that doesn't fit;
 /// [`Error::NameTaken`]; [`Error::DuplicateName`]; [`Error::InputChanged`]; [`Error::CannotReplace`];
 /// [`Error::Interrupted`]; [`Error::Io`].
@@ -49,7 +49,7 @@ pub fn quantize_checkpoint(
 ) -> Result<QuantizeReport> {
     SupportedCpu::get()?;
     let scheme = options.quantize.scheme();
-    let mut report = QuantizeReport::new(scheme);
+    let mut report = QuantizeReport::new(scheme, options.quantize.embedding_format());
     let names = Names::of(file, options)?;
     let layers = plan(file, &names, options, &mut report)?;
     let mut metadata = file.metadata().clone();
@@ -272,6 +272,7 @@ fn left(
     };
     LayerReport {
         name: candidate.layer.clone(),
+        kind: if skipped == Some(Skipped::Embedding) { LayerKind::Embedding } else { LayerKind::Linear },
         out_features: candidate.shape[0],
         in_features: candidate.shape[1],
         bytes_before: bytes,
@@ -372,6 +373,7 @@ fn untie(
         let evidence = format!("tied to `{}`, and given a weight of its own", table.new);
         report.layers.push(LayerReport {
             name: layer.clone(),
+            kind: LayerKind::Linear,
             out_features: n,
             in_features: k,
             bytes_before: 0,

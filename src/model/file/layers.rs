@@ -4,7 +4,7 @@ use super::format::{FP16_KEY, fp16_bytes, fp16_tensors, le_bytes, note_input, qu
 use super::model_file::{ModelFile, in_parallel};
 use super::write::{Part, Target, write};
 use crate::error::{Error, Result};
-use crate::model::modules::{LinearModules, join_name};
+use crate::model::modules::{Modules, join_name};
 use crate::nn::linear::Linear;
 use safetensors::tensor::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use std::path::Path;
 /// [`Error::InLayer`] around what is wrong with a layer, [`Error::ShapeMismatch`] among it; [`Error::UnexpectedLayer`]
 /// where the file has a quantized layer that the model has not; [`Error::DuplicateName`] where two layers of the model
 /// have one name.
-pub fn load_linear_modules(model: &mut (impl LinearModules + ?Sized), file: &ModelFile, threads: usize) -> Result<()> {
+pub fn load_modules(model: &mut (impl Modules + ?Sized), file: &ModelFile, threads: usize) -> Result<()> {
     let mut wanted = Vec::new();
     let mut known = BTreeSet::new();
     let mut duplicate = None;
@@ -67,11 +67,7 @@ pub struct PlainTensor<'a> {
 /// # Errors
 /// [`Error::Io`]; [`Error::WrongLength`] for a plain tensor whose values don't fill its shape;
 /// [`Error::DuplicateName`] where two tensors have one name; [`Error::InLayer`] around [`Error::NotLoaded`].
-pub fn save_linear_modules(
-    model: &(impl LinearModules + ?Sized),
-    others: &[PlainTensor],
-    path: impl AsRef<Path>,
-) -> Result<()> {
+pub fn save_modules(model: &(impl Modules + ?Sized), others: &[PlainTensor], path: impl AsRef<Path>) -> Result<()> {
     let mut parts = Vec::new();
     for &PlainTensor { name, shape, values } in others {
         let expected = shape.iter().try_fold(1usize, |elements, &size| elements.checked_mul(size));
