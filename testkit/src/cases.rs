@@ -81,17 +81,28 @@ impl CaseFile {
 
     /// The kind of CPU that the cases were made on: FBGEMM's own word for it where the file has it, else PyTorch's.
     pub fn cpu(&self) -> Option<&str> {
-        self.metadata.get("fbgemm_isa").or_else(|| self.metadata.get("cpu")).map(String::as_str)
+        self.isa().or_else(|| self.metadata.get("cpu").map(String::as_str))
+    }
+
+    /// The instruction set that FBGEMM used, as [`Isa::variable`] names it, where the file tells.
+    pub fn isa(&self) -> Option<&str> {
+        self.metadata.get("fbgemm_isa").map(String::as_str)
+    }
+
+    /// Whether a sum of two products that leaves 16 bits was seen to be exact where the cases were made, where the file
+    /// records it.
+    pub fn recorded_pairs(&self) -> Option<bool> {
+        self.metadata.get("sums_pairs_exactly")?.parse().ok()
     }
 
     /// Whether FBGEMM never clamped sums of two products where the cases were made (`None`: the file doesn't tell, as
     /// PyTorch's "AVX512" is with or without VNNI).
     pub fn pairs_were_exact(&self) -> Option<bool> {
-        match self.metadata.get("fbgemm_isa").map(String::as_str) {
+        self.recorded_pairs().or_else(|| match self.isa() {
             Some("AVX512_E1" | "AVX512_E1_256") => Some(true),
             Some("AVX2" | "AVX512" | "AVX512_256") => Some(false),
             _ => (self.metadata.get("cpu")? == "AVX2").then_some(false),
-        }
+        })
     }
 
     /// Whether FBGEMM's fp16 kernels added up in the same order there as they do on `isa` (`None`: the file doesn't
