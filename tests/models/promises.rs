@@ -109,14 +109,19 @@ fn a_call_while_its_thread_ends_works_or_is_an_error() {
     for works in [false, true] {
         let layers = layers.clone();
         let thread = std::thread::spawn(move || {
-            let last = Last { layers: layers.clone(), works };
+            let use_all = |layers: &[Linear; 3]| {
+                for layer in layers {
+                    layer.forward(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+                }
+                layers[0].forward(&[1.0f64, 2.0, 3.0]).unwrap();
+            };
             // Destructors run in the order opposite to that of first use: before or after those of the buffers.
-            let first = if works { None } else { Some(LAST.set(Some(last))) };
-            for layer in &layers {
-                layer.forward(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
-            }
-            if first.is_none() {
+            if works {
+                use_all(&layers);
                 LAST.set(Some(Last { layers, works }));
+            } else {
+                LAST.set(Some(Last { layers: layers.clone(), works }));
+                use_all(&layers);
             }
         });
         thread.join().unwrap();
