@@ -9,7 +9,7 @@
 //!   embeddings have a `_tasks` form, too, as their tables may be borrowed, which no layer can hold.
 //! - **Layers** own their weights: [`Linear`] of any kind, [`FloatLinear`], [`QuantizedLinear`], [`Fp16Linear`];
 //!   [`Embedding`] and [`EmbeddingBag`]. Linear ones all have
-//!   `forward`, `forward_into`, `forward_tasks`, `forward_rayon`, `tasks_worth` and `warm_up`, for every [`Element`].
+//!   `forward`, `forward_into`, `forward_tasks`, `forward_rayon`, `suggested_tasks` and `warm_up`, for every [`Element`].
 //! - **Shapes**: weights are `[out_features, in_features]`, row-major, and arguments come in this order; only
 //!   [`pack_matrix`] has PyTorch's other order.
 //! - **Constructors** take by value what they keep and by slice what they read. `with_x(self)` changes one thing of a

@@ -24,7 +24,7 @@ use crate::ops::embedding_bag::{
 pub enum Embedding {
     /// With its table, in any format.
     Loaded(EmbeddingTable<'static>),
-    /// Without its table: yet to be loaded, or parked.
+    /// Without its table: not loaded yet, or unloaded.
     Unloaded {
         /// The number of rows.
         rows: usize,
@@ -69,7 +69,7 @@ impl Embedding {
         }
     }
 
-    /// Whether it is in less than fp32.
+    /// Whether its format is smaller than fp32.
     pub fn is_quantized(&self) -> bool {
         self.table().is_ok_and(|table| table.format() != EmbeddingFormat::Fp32)
     }
@@ -79,7 +79,7 @@ impl Embedding {
         self.table().map_or(0, |table| table.bytes().len())
     }
 
-    /// The same embedding in another format; from a quantized one, of the values that it has.
+    /// The same embedding in another format. A quantized one is unpacked first: what it lost stays lost.
     ///
     /// # Errors
     /// Those of [`pack_embedding`]; [`Error::NotLoaded`].

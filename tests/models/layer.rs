@@ -258,9 +258,9 @@ fn a_call_in_parts_gives_the_same_bits() {
     // More work than one part is worth.
     let (n, k, rows) = (1024, 1024, 128);
     let layer = QuantizedLinear::new(&normal(n * k, 1, 0.1), None, n, k, Int8Scheme::pytorch()).unwrap();
-    assert_eq!((layer.tasks_worth(1, 8), layer.tasks_worth(0, 8), layer.tasks_worth(rows, 1)), (1, 1, 1));
+    assert_eq!((layer.suggested_tasks(1, 8), layer.suggested_tasks(0, 8), layer.suggested_tasks(rows, 1)), (1, 1, 1));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    assert!(layer.tasks_worth(rows, 3) > 1);
+    assert!(layer.suggested_tasks(rows, 3) > 1);
     let (input, mut output) = (normal(rows * k, 3, 2.0), vec![0.0; rows * n]);
     pool.install(|| layer.forward_rayon(&input, &mut output)).unwrap();
     assert_eq!(bits(&output), bits(&layer.forward(&input).unwrap()));

@@ -71,7 +71,7 @@ fn numbers_of_rows_beyond_counting_are_errors() {
         assert!(matches!(layer.warm_up([rows]), Err(Error::TooLarge { .. })), "{rows}");
         assert!(matches!(float(2, 3).warm_up([rows]), Err(Error::TooLarge { .. })), "{rows}");
     }
-    assert_eq!(layer.tasks_worth(usize::MAX, 4), 4);
+    assert_eq!(layer.suggested_tasks(usize::MAX, 4), 4);
     let shape = [usize::MAX, 2];
     let wrong = fbgemm::PlainTensor { name: "a", shape: &shape, values: &[] };
     let error = fbgemm::save_modules(&float(2, 2), &[wrong], "/nowhere").unwrap_err();
