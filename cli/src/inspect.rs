@@ -27,10 +27,14 @@ pub fn open(path: &Path) -> fbgemm::Result<ModelFile<'static>> {
     ModelFile::open(if path == Path::new("-") { Path::new("/dev/stdin") } else { path })
 }
 
-/// An error, with the path that it is about unless it names that itself.
+/// An error, with the path that it is about unless it begins with one itself.
 pub fn about(path: &Path, error: &fbgemm::Error) -> String {
-    let (path, said) = (path.display().to_string(), error.chain());
-    table::printable(&if said.contains(&path) { said } else { format!("{path}: {said}") })
+    use fbgemm::Error::{InputChanged, Io, OneOfShards};
+    let said = error.chain();
+    table::printable(&match error {
+        Io { .. } | InputChanged { .. } | OneOfShards { .. } => said,
+        _ => format!("{}: {said}", path.display()),
+    })
 }
 
 fn describe(file: &ModelFile, as_json: bool) -> fbgemm::Result<String> {

@@ -2,7 +2,7 @@
 
 use crate::inspect::{about, open};
 use crate::stdio::{complain, print, print_error, say};
-use crate::{Exit, interrupt};
+use crate::{Exit, interrupt, table};
 use fbgemm::{
     CheckpointOptions, InputScheme, Int8Scheme, LinearScheme, QuantizeOptions, QuantizeReport, quantize_checkpoint,
 };
@@ -136,7 +136,7 @@ impl Quantize {
 /// Quantizes and prints the report: on standard error where the file goes to standard output.
 pub fn run(arguments: &Quantize) -> io::Result<Exit> {
     let refuse = |said: String| {
-        complain!("error: {said}");
+        complain!("error: {}", table::printable(&said));
         Ok(Exit::BadInput)
     };
     let options = match arguments.options() {
@@ -157,33 +157,41 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
     let style = ProgressStyle::with_template("quantizing {bar:30} {pos}/{len} tensors").expect("a fixed template");
     let bar = ProgressBar::new(0).with_style(style);
     let input = &arguments.input;
-    let result = open(input).and_then(|file| {
-        let stopped = interrupt::Flag::new();
-        let report = quantize_checkpoint(&file, &options, path, &mut |done, total| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-            stopped.as_control_flow()
-        });
-        bar.finish_and_clear();
-        if let Err(fbgemm::Error::Interrupted) = report {
-            stopped.end(); // as the signal would have, now that nothing is left behind
+    let file = match open(input) {
+        Ok(file) => file,
+        Err(e) => return refuse(about(input, &e)),
+    };
+    let stopped = interrupt::Flag::new();
+    let is_file = path.and_then(|path| path.metadata().ok()).is_none_or(|there| there.is_file());
+    let report = quantize_checkpoint(&file, &options, path, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        if done == total && !is_file {
+            stopped.let_go(); // what follows waits for a reader
         }
-        Ok((report?, file.bytes()))
+        stopped.as_control_flow()
     });
-    let (report, before) = match result {
-        Ok(result) => result,
+    bar.finish_and_clear();
+    let report = match report {
+        Ok(report) => report,
+        Err(fbgemm::Error::Interrupted) => {
+            drop(spool);
+            stopped.end(); // as the signal would have, now that nothing is left behind
+            return refuse(fbgemm::Error::Interrupted.to_string());
+        }
         // Of the output, if it says so; else of the input.
         Err(e @ (fbgemm::Error::Io { .. } | fbgemm::Error::CannotReplace { .. })) => return refuse(e.chain()),
         Err(e) => return refuse(about(input, &e)),
     };
-    if let Some(path) = spool.as_ref().map(tempfile::NamedTempFile::path) {
-        let mut file = std::fs::File::open(path)?;
-        crate::stdio::unless_closed(io::copy(&mut file, &mut io::stdout().lock()).map(drop))?;
+    stopped.let_go();
+    if let Some(spool) = spool {
+        let mut whole = std::fs::File::open(spool.path())?;
+        drop(spool); // its name, before a reader is waited for
+        crate::stdio::unless_closed(io::copy(&mut whole, &mut io::stdout().lock()).map(drop))?;
         print_error(format_args!("{report}"));
         return Ok(Exit::Done);
     }
-    let sizes = report.files.iter().filter_map(|path| Some(path.metadata().ok()?.len()));
-    let after = (!report.files.is_empty()).then(|| sizes.sum::<u64>());
+    let (before, after) = (file.bytes(), size_of(&report.files));
     if arguments.json {
         say!("{}", as_json(&report, before, after))?;
         return Ok(Exit::Done);
@@ -197,11 +205,19 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
         (Some(path), Some(after)) => {
             let (before, after, files) = (before as f64 / 1e6, after as f64 / 1e6, report.files.len());
             let files = if files == 1 { String::new() } else { format!(" in {files} files") };
-            say!("{}: {after:.1} MB{files}, from {before:.1} MB.", path.display())?;
+            let path = table::printable(&path.display().to_string());
+            say!("{path}: {after:.1} MB{files}, from {before:.1} MB.")?;
         }
-        _ => say!("Nothing written.")?,
+        (Some(path), None) => say!("Written to {}.", table::printable(&path.display().to_string()))?,
+        (None, _) => say!("Nothing written.")?,
     }
     Ok(Exit::Done)
+}
+
+/// The size of all files together; `None` where there are none, or what was written to keeps nothing.
+fn size_of(files: &[PathBuf]) -> Option<u64> {
+    let size = |path: &PathBuf| path.metadata().ok().filter(|about| about.is_file()).map(|about| about.len());
+    files.iter().map(size).sum::<Option<u64>>().filter(|_| !files.is_empty())
 }
 
 fn as_json(report: &QuantizeReport, before: u64, after: Option<u64>) -> Value {
@@ -228,7 +244,8 @@ fn as_json(report: &QuantizeReport, before: u64, after: Option<u64>) -> Value {
         other => (other.to_string(), "f32".to_string()),
     };
     json!({"weights": weights, "inputs": inputs, "layers": layers.collect::<Vec<_>>(),
-        "quantized": report.quantized().count(), "files": report.files,
+        "quantized": report.quantized().count(),
+        "files": report.files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "file_bytes_before": before, "file_bytes_after": after})
 }
 

@@ -3,8 +3,8 @@
 use super::checkpoint_options::{CheckpointChooser, CheckpointOptions};
 use super::foreign::{self, Foreign, Weight};
 use super::format::{
-    FOREIGN_KEY, FP16_KEY, fp16_bytes, fp16_tensors, is_float, layer_of, note_input, quantized_bytes,
-    quantized_tensors, wrong,
+    FOREIGN_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS, fp16_bytes, fp16_tensors, is_float, layer_of, note_input,
+    quantized_bytes, quantized_tensors, wrong,
 };
 use super::model_file::ModelFile;
 use super::write::{Part, Target, write};
@@ -52,7 +52,7 @@ pub fn quantize_checkpoint(
     let mut report = QuantizeReport::new(scheme);
     let names = Names::of(file, options)?;
     let layers = plan(file, &names, options, &mut report)?;
-    let mut metadata = file.metadata().clone();
+    let mut metadata = names.metadata(file);
     check_names(&names, &layers)?;
 
     let by_name = report.layers.iter_mut().map(|layer| (layer.name.clone(), layer));
@@ -76,7 +76,10 @@ pub fn quantize_checkpoint(
         parts.push((
             layer.name.clone(),
             Part::made(tensors, move || {
-                let (about, bytes) = layer.quantized(file, scheme).map_err(|e| e.in_layer(&layer.name))?;
+                let (about, bytes) = layer.quantized(file, scheme).map_err(|e| match e {
+                    Error::InputChanged { .. } | Error::Io { .. } => e, // not the layer's fault
+                    e => e.in_layer(&layer.name),
+                })?;
                 if let Some(report) = reports.borrow_mut().get_mut(&layer.name) {
                     report.bytes_after = bytes.iter().map(|bytes| bytes.len()).sum();
                     report.outcome = Ok(about);
@@ -121,7 +124,7 @@ struct Names(BTreeMap<String, String>);
 
 impl Names {
     fn of(file: &ModelFile, options: &CheckpointOptions) -> Result<Self> {
-        let mut names = BTreeMap::new();
+        let mut names: BTreeMap<String, String> = BTreeMap::new();
         let mut used = vec![false; options.strip_prefix.len()];
         for old in file.tensor_names() {
             let mut new = old;
@@ -130,14 +133,32 @@ impl Names {
                     (new, *used) = (rest, true);
                 }
             }
-            if names.insert(new.to_string(), old.to_string()).is_some() {
-                return Err(Error::DuplicateName { name: new.to_string() });
+            if let Some(first) = names.insert(new.to_string(), old.to_string()) {
+                let (name, second) = (new.to_string(), format!("{old:?}, without its prefix"));
+                return Err(Error::NameClash { name, first: format!("{first:?}"), second });
             }
         }
         match used.iter().position(|used| !used) {
             Some(unused) => Err(Error::UnusedPattern { pattern: options.strip_prefix[unused].clone() }),
             None => Ok(Self(names)),
         }
+    }
+
+    /// The file's metadata, of which what is said of layers goes with them: to their new names, and not to layers that
+    /// the file has not.
+    fn metadata(&self, file: &ModelFile) -> BTreeMap<String, String> {
+        let of_layer = |key: &str| OF_LAYERS.iter().any(|prefix| key.starts_with(prefix));
+        let all = file.metadata().iter().map(|(key, value)| (key.clone(), value.clone()));
+        let mut metadata: BTreeMap<String, String> = all.filter(|(key, _)| !of_layer(key)).collect();
+        for (new, old) in &self.0 {
+            let (Some(new), Some(old)) = (layer_of(new, "weight"), layer_of(old, "weight")) else { continue };
+            for (key, holds) in [(INPUT_KEY, file.is_int8(old)), (FP16_KEY, file.is_fp16(old))] {
+                if let Some(value) = file.metadata().get(&format!("{key}{old}")).filter(|_| holds) {
+                    metadata.insert(format!("{key}{new}"), value.clone());
+                }
+            }
+        }
+        metadata
     }
 
     /// The name that a tensor has in the file.
@@ -183,15 +204,20 @@ fn plan(
     let verdicts = kinds(&matrices, &sizes);
     let mut layers = Vec::new();
     for (candidate, verdict) in candidates.iter().zip(verdicts) {
-        let Candidate { new, old, layer, shape, bias, dtype } = candidate;
+        let Candidate { new, old, layer, shape, bias, dtype, packed } = candidate;
         let (mut kind, mut evidence) = (verdict.kind, verdict.evidence.to_string());
         if let Some((said, word)) = chooser.said(layer, new) {
             (kind, evidence) = (said, format!("chosen by {word}"));
         }
         if shape.contains(&0) {
             (kind, evidence) = (Kind::Other, "it is empty".to_string());
+        } else if *packed {
+            kind = Kind::Linear; // its shape tells nothing; refused unless it is left out
         }
         let ours = layer_of(old, "weight").is_some_and(|layer| file.is_int8(layer) || file.is_fp16(layer));
+        if let Some(layer) = layer_of(old, "weight").filter(|layer| file.is_int8(layer)) {
+            file.portable(layer)?; // what is written can be read, also what is copied
+        }
         let (n, k) = if kind == Kind::Transposed { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
         let against = chooser.quantize.reason_against(layer, n, k);
         let skipped = match kind {
@@ -224,7 +250,14 @@ fn plan(
             return Err(wrong(bias, &tensor, &format!("floats of shape [{n}]")).in_layer(layer));
         }
         if foreign.as_ref().is_some_and(Foreign::is_int8) {
-            evidence = "int8 of another tool, taken over exactly".to_string();
+            if kind == Kind::Transposed {
+                let reason = format!("it is I8 with scales for its {} rows, which are stored [in, out]", shape[0]);
+                return Err(Error::ForeignWeight { name: old.clone(), reason });
+            }
+            evidence = match chooser.quantize.scheme() {
+                LinearScheme::Int8(_) => "int8 of another tool, taken over exactly".to_string(),
+                LinearScheme::Fp16 => "int8 of another tool".to_string(),
+            };
         }
         let mut used = vec![old.clone()];
         used.extend(bias.iter().map(|(name, _)| name.clone()));
@@ -290,6 +323,8 @@ struct Candidate {
     layer: String,
     shape: [usize; 2],
     dtype: Dtype,
+    /// Whether another tool packed several elements into each of its numbers.
+    packed: bool,
     /// The bias beside it, by its name in the file, and its length.
     bias: Option<(String, usize)>,
 }
@@ -300,13 +335,11 @@ fn candidates(file: &ModelFile, names: &Names, chooser: &mut CheckpointChooser) 
     for (new, old) in &names.0 {
         let tensor = file.tensor(old)?;
         let [rows, columns] = tensor.shape()[..] else { continue };
-        let number = is_float(tensor.dtype()) || matches!(tensor.dtype(), Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E5M2);
-        if !number {
-            continue;
-        }
-        // Of other tools' int8 and float8, weights alone: their scales are matrices, too.
-        let named = layer_of(new, "weight");
-        if named.is_none() && !is_float(tensor.dtype()) {
+        let dtype = tensor.dtype();
+        let packed = foreign::packed_part(file, old, dtype);
+        let named = layer_of(new, packed.unwrap_or("weight"));
+        // Of other tools' weights those that are named so: their scales are matrices, too.
+        if !(is_float(dtype) || named.is_some() && (packed.is_some() || foreign::is_known(dtype))) {
             continue;
         }
         let (layer, biases) = match named {
@@ -323,7 +356,7 @@ fn candidates(file: &ModelFile, names: &Names, chooser: &mut CheckpointChooser) 
         // Names without `weight` say nothing of a bias, unless the caller says that they are layers.
         let bias = bias.filter(|_| named.is_some() || chooser.is_named(&layer, new));
         let (new, old) = (new.clone(), old.clone());
-        found.push(Candidate { new, old, layer, shape: [rows, columns], dtype: tensor.dtype(), bias });
+        found.push(Candidate { new, old, layer, shape: [rows, columns], dtype, packed: packed.is_some(), bias });
     }
     Ok(found)
 }
@@ -359,34 +392,49 @@ fn untie(
     for (layer, pattern) in ties {
         let of: Vec<&Candidate> =
             candidates.iter().filter(|c| chooser.tie_matches(&pattern, &c.layer) || c.new == pattern).collect();
-        let [table] = of[..] else {
-            return Err(Error::UnusedPattern { pattern });
+        let table = match of[..] {
+            [] => return Err(Error::UnusedPattern { pattern }),
+            [table] => table,
+            [..] => {
+                let found = of.iter().map(|table| table.new.as_str()).collect::<Vec<_>>().join(", ");
+                return Err(Error::AmbiguousPattern { pattern, found });
+            }
         };
         if names.old(&join_name(&layer, "weight")).is_some() {
-            return Err(Error::DuplicateName { name: join_name(&layer, "weight") });
+            return Err(Error::NameTaken { name: join_name(&layer, "weight"), layer });
         }
         if !is_float(table.dtype) {
             return Err(wrong(&table.old, &file.tensor(&table.old)?, "F32, F64, F16 or BF16"));
         }
         let [n, k] = table.shape;
-        let evidence = format!("tied to `{}`, and given a weight of its own", table.new);
+        let against = chooser.quantize.reason_against(&layer, n, k);
+        let evidence = match against {
+            None => format!("tied to `{}`, and given a weight of its own", table.new),
+            Some(_) => format!("tied to `{}`", table.new),
+        };
         report.layers.push(LayerReport {
             name: layer.clone(),
             out_features: n,
             in_features: k,
             bytes_before: 0,
             bytes_after: 0,
-            outcome: Err(Skipped::AlreadyQuantized),
+            outcome: Err(against.unwrap_or(Skipped::AlreadyQuantized)),
             evidence,
         });
+        if against.is_some() {
+            continue;
+        }
+        let bias = names.old(&join_name(&layer, "bias")).map(str::to_string);
+        let fits = |name: &String| file.tensor(name).is_ok_and(|bias| is_float(bias.dtype()) && bias.shape() == [n]);
+        let bias = bias.filter(fits);
         let weight = table.old.clone();
-        let used = Vec::new(); // the table stays
+        let used = bias.iter().cloned().collect(); // the table stays
         layers.push(Layer {
             name: layer,
             out_features: n,
             in_features: k,
             weight,
-            bias: None,
+            bias,
             transposed: false,
             foreign: None,
             used,

@@ -17,6 +17,8 @@ pub(crate) const INPUT_KEY: &str = "input:";
 pub(crate) const FP16_KEY: &str = "fp16:";
 /// Before a layer's name: the key of a weight in int8 that is another tool's, and not this layout's.
 pub(crate) const FOREIGN_KEY: &str = "foreign:";
+/// All keys of the metadata that begin with one of these are about the layer that they end with.
+pub(crate) const OF_LAYERS: [&str; 3] = [INPUT_KEY, FP16_KEY, FOREIGN_KEY];
 /// The layout's place in the file's metadata.
 pub(crate) const FORMAT_KEY: &str = "fbgemm_format";
 
