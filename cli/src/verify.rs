@@ -1,8 +1,8 @@
 //! `fbgemm verify`: PyTorch's cases through the public API, compared bit for bit.
 
-use crate::Exit;
 use crate::stdio::{complain, say};
 use crate::verify_embedding::{embedding, embedding_bag};
+use crate::{Exit, table};
 use fbgemm::Isa;
 use fbgemm_testkit::cases::{Case, CaseFile, Element};
 use fbgemm_testkit::process::{LIMIT, lesser, stderr};
@@ -44,7 +44,7 @@ pub fn run(files: &[PathBuf], as_json: bool) -> io::Result<Exit> {
             }
             Err(e) => {
                 bad_file = true;
-                complain!("error: {}: {e}", file.display());
+                complain!("error: {}", table::printable(&format!("{}: {e}", file.display())));
                 reports.push(json!({"file": file.display().to_string(), "error": e}));
             }
         }
@@ -60,7 +60,7 @@ pub fn run(files: &[PathBuf], as_json: bool) -> io::Result<Exit> {
 }
 
 fn print_report(report: &Value) -> io::Result<()> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+    let text = |value: &Value| table::printable(value.as_str().unwrap_or_default());
     let file = text(&report["file"]);
     for note in report["notes"].as_array().into_iter().flatten() {
         say!("{file}: note: {}", text(note))?;

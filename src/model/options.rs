@@ -106,6 +106,12 @@ impl<'a> Chooser<'a> {
         Self { options, include: compiled(&options.include), exclude: compiled(&options.exclude) }
     }
 
+    /// What layers are quantized to.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn scheme(&self) -> LinearScheme {
+        self.options.scheme
+    }
+
     /// Why a layer is left out, if it is.
     pub(crate) fn reason_against(&mut self, name: &str, out_features: usize, in_features: usize) -> Option<Skipped> {
         let too_small = out_features.min(in_features) < self.options.min_features;

@@ -27,8 +27,6 @@ pub enum Skipped {
     Transposed,
     /// No rule says that it is a linear layer's weight, and it was not chosen as one.
     NoRule,
-    /// Another tool quantized it, in a way that this crate does not read.
-    Foreign,
 }
 
 impl std::fmt::Display for Skipped {
@@ -43,7 +41,6 @@ impl std::fmt::Display for Skipped {
             Self::Embedding => "an embedding",
             Self::Transposed => "stored [in, out]",
             Self::NoRule => "no linear layer by any rule",
-            Self::Foreign => "quantized by another tool",
         })
     }
 }

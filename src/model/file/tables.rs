@@ -21,6 +21,11 @@ impl<'a> ModelFile<'a> {
         self.metadata().keys().filter_map(|key| key.strip_prefix(EMBEDDING_KEY))
     }
 
+    /// Whether a name is that of an embedding in 8, 4 or 2 bits.
+    pub(crate) fn is_table(&self, name: &str) -> bool {
+        self.metadata().contains_key(&format!("{EMBEDDING_KEY}{name}"))
+    }
+
     /// An embedding, quantized or in floats, in memory of its own. All its rows are checked.
     ///
     /// # Errors
