@@ -256,8 +256,8 @@ fn memory(quick: bool, dimensions: &[usize], megabytes: usize, huge: bool) {
             for rival in turns(times.len(), repetitions) {
                 let indices = parts.next().unwrap();
                 times[rival].push(match AHEAD.get(rival) {
-                    // SAFETY: FBGEMM supports this CPU, which therefore has AVX2.
                     Some(&ahead) => time(1, || {
+                        // SAFETY: FBGEMM supports this CPU, which therefore has AVX2.
                         black_box(unsafe { read_rows(table.bytes(), width, indices, ahead) });
                     }),
                     None => time(1, || look_up(indices)),

@@ -156,23 +156,6 @@ pub fn stored() -> Vec<(String, CaseFile)> {
     all
 }
 
-/// An f16's bits.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct F16(pub u16);
-
-impl std::fmt::Display for F16 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        half::f16::from_bits(self.0).fmt(f)
-    }
-}
-
-impl Element for F16 {
-    const DTYPE: Dtype = Dtype::F16;
-    fn read(bytes: &[u8]) -> Self {
-        Self(u16::read(bytes))
-    }
-}
-
 /// A number type that case files store.
 pub trait Element: Sized {
     /// Its safetensors type.
@@ -191,7 +174,7 @@ macro_rules! element {
         }
     )*};
 }
-element!(f32 = F32, f64 = F64, i8 = I8, u8 = U8, u16 = U16, i32 = I32, i64 = I64);
+element!(half::f16 = F16, f32 = F32, f64 = F64, i8 = I8, u8 = U8, i32 = I32, i64 = I64);
 
 impl Case<'_> {
     /// A parameter that is true or false; false where the case doesn't have it.
@@ -200,6 +183,9 @@ impl Case<'_> {
     }
 
     /// A parameter that is a whole number.
+    ///
+    /// # Errors
+    /// Where the case doesn't have it, or it is none of 32 bits.
     pub fn number(&self, name: &str) -> Result<u32, String> {
         let number = self.parameters[name].as_u64().and_then(|number| u32::try_from(number).ok());
         number.ok_or_else(|| format!("case {:?}: parameter {name:?} is no whole number of 32 bits", self.name))

@@ -4,6 +4,7 @@ use crate::FORMATS;
 use fbgemm::{BagOptions, EmbeddingFormat, EmbeddingTable, Error};
 use fbgemm_testkit::random::normal;
 use half::f16;
+use std::ops::Range;
 
 fn table() -> EmbeddingTable<'static> {
     fbgemm::pack_embedding(&normal(40, 1, 1.0), 5, 8, EmbeddingFormat::Int8).unwrap()
@@ -53,7 +54,9 @@ fn an_index_out_of_range_is_named_with_its_position() {
 #[test]
 fn offsets_that_make_no_bags_are_named() {
     let (open, closed) = (BagOptions::new(), BagOptions::new().include_last_offset());
-    let cases: [(&[i64], BagOptions, usize, i64, i64, i64); 10] = [
+    /// Offsets; which is wrong, what it is, and the least and the most that it can be.
+    type Wrong<'a> = (&'a [i64], BagOptions<'a>, usize, i64, i64, i64);
+    let cases: [Wrong; 10] = [
         (&[1], open, 0, 1, 0, 0),
         (&[-1, 0], open, 0, -1, 0, 0),
         (&[0, 2, 1], open, 2, 1, 2, 3),
@@ -131,7 +134,7 @@ fn dimensions_that_there_are_not_are_refused() {
     let error = EmbeddingTable::from_f32(vec![0.0; 15], 2, 8).unwrap_err();
     assert_eq!(error, Error::WrongLength { what: "weight", given: 15, expected: 16 });
     let bytes = std::sync::Arc::new(vec![0u8; 40]);
-    for range in [8..41, 41..57, 24..8] {
+    for range in [8..41, 41..57, Range { start: 24, end: 8 }] {
         let error = EmbeddingTable::from_shared(bytes.clone(), range, EmbeddingFormat::Int8, 2, 8).unwrap_err();
         assert_eq!(error, Error::WrongLength { what: "table", given: 0, expected: 32 });
     }

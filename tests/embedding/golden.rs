@@ -2,7 +2,7 @@
 
 use crate::FORMATS;
 use fbgemm::{BagOptions, EmbeddingFormat, EmbeddingIndex, EmbeddingTable};
-use fbgemm_testkit::cases::{Case, CaseFile, Element, F16};
+use fbgemm_testkit::cases::{Case, CaseFile, Element};
 use fbgemm_testkit::compare::bits;
 use fbgemm_testkit::files::golden;
 use half::f16;
@@ -17,8 +17,8 @@ fn table(case: &Case) -> EmbeddingTable<'static> {
     }
     let (shape, weight) = match format {
         EmbeddingFormat::Fp16 => {
-            let (shape, weight) = case.tensor::<F16>("weight").unwrap();
-            (shape, weight.into_iter().map(|F16(bits)| f16::from_bits(bits).to_f32()).collect())
+            let (shape, weight) = case.tensor::<f16>("weight").unwrap();
+            (shape, weight.into_iter().map(f16::to_f32).collect())
         }
         _ => case.tensor::<f32>("weight").unwrap(),
     };
@@ -42,13 +42,13 @@ fn check_output<I: EmbeddingIndex + Element>(case: &Case, table: &EmbeddingTable
         options = options.mean();
     }
     if table.format() == EmbeddingFormat::Fp16 {
-        let (_, expected) = case.tensor::<F16>("output").unwrap();
+        let (_, expected) = case.tensor::<f16>("output").unwrap();
         let mut output = vec![f16::ZERO; expected.len()];
         match single {
             true => fbgemm::embedding_into(table, &indices, &mut output).unwrap(),
             false => fbgemm::embedding_bag_into(table, &indices, &offsets, options, &mut output).unwrap(),
         }
-        assert!(output.iter().map(|x| F16(x.to_bits())).eq(expected), "{}", case.name);
+        assert!(output.iter().map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits())), "{}", case.name);
     } else {
         let (_, expected) = case.tensor::<f32>("output").unwrap();
         let output = match single {
