@@ -286,7 +286,7 @@ impl<'a> EmbeddingTable<'a> {
     }
 
     /// Checks the scale and bias of every row, once, as when a table is loaded: a look-up checks those that it uses, at
-    /// no cost that can be measured, but only when it comes across them. All of a table's pages are read.
+    /// about 1 % of the time of large calls (19 % of 64 bags of one row of 16), but only when it comes across them. All of a table's pages are read.
     ///
     /// ```
     /// use fbgemm::{EmbeddingFormat, EmbeddingTable, Error};
