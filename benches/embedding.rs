@@ -6,16 +6,21 @@
 //! `dimensions=64,128`, `megabytes=1024`, `small` (pages), and `calls` or `memory` for one part alone.
 
 use fbgemm::{BagOptions, EmbeddingFormat, EmbeddingTable};
+use fbgemm_testkit::random::normal;
+use fbgemm_testkit::timing::{median, medians, time, turns};
 use libloading::{Library, Symbol};
 use memmap2::{Advice, MmapMut};
 use std::ffi::c_void;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const FORMATS: [EmbeddingFormat; 5] =
     [EmbeddingFormat::Fp32, EmbeddingFormat::Fp16, EmbeddingFormat::Int8, EmbeddingFormat::Int4, EmbeddingFormat::Int2];
+
+/// Shorter calls are repeated until they take about this long.
+const SAMPLE: Duration = Duration::from_micros(150);
 
 type Generate = unsafe extern "C" fn(i32, i64, bool) -> *mut c_void;
 type Free = unsafe extern "C" fn(*mut c_void);
@@ -93,20 +98,6 @@ impl Drop for Twin<'_> {
     }
 }
 
-/// A generator of numbers that look random.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() as usize) % limit
-    }
-}
-
 struct Bags {
     indices: Vec<i64>,
     offsets: Vec<i64>,
@@ -114,9 +105,14 @@ struct Bags {
 
 impl Bags {
     fn new(rows: usize, bags: usize, length: usize) -> Self {
-        let mut numbers = Numbers(7);
+        // Far apart and without an order that a processor sees.
+        let mut state = 7u64;
+        let mut index = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as i64 % rows as i64
+        };
         Self {
-            indices: (0..bags * length).map(|_| numbers.below(rows) as i64).collect(),
+            indices: (0..bags * length).map(|_| index()).collect(),
             offsets: (0..=bags).map(|bag| (bag * length) as i64).collect(),
         }
     }
@@ -125,45 +121,13 @@ impl Bags {
 /// A table of so many rows with sensible scales, on huge pages where the system has them, as `pack_embedding` asks for
 /// them, or on small ones.
 fn table(format: EmbeddingFormat, rows: usize, dimension: usize, huge: bool) -> EmbeddingTable<'static> {
-    let mut numbers = Numbers(1);
     // A block of rows again and again: packing more takes longer than all the rest.
     let block = rows.min(4096);
-    let weight: Vec<f32> = (0..block * dimension).map(|_| numbers.below(1000) as f32 / 500.0 - 1.0).collect();
-    let packed = fbgemm::pack_embedding(&weight, block, dimension, format).unwrap();
+    let packed = fbgemm::pack_embedding(&normal(block * dimension, 1, 1.0), block, dimension, format).unwrap();
     let mut bytes = MmapMut::map_anon(rows * format.row_bytes(dimension).unwrap()).unwrap();
     bytes.advise(if huge { Advice::HugePage } else { Advice::NoHugePage }).unwrap();
     bytes.chunks_mut(packed.bytes().len()).for_each(|part| part.copy_from_slice(&packed.bytes()[..part.len()]));
     EmbeddingTable::from_bytes(bytes, format, rows, dimension).unwrap()
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-/// Ours over the twin's: of the medians, each repetition timing both in turn.
-fn ratio(mut ours: impl FnMut(), mut twin: impl FnMut(), repetitions: usize) -> (f64, f64) {
-    const SAMPLE: Duration = Duration::from_micros(150);
-    let time = |f: &mut dyn FnMut(), calls: u32| {
-        let start = Instant::now();
-        (0..calls).for_each(|_| f());
-        start.elapsed().as_secs_f64() / f64::from(calls)
-    };
-    let warm = (0..3).map(|_| time(&mut ours, 1).max(time(&mut twin, 1))).fold(f64::MAX, f64::min);
-    let calls = (SAMPLE.as_secs_f64() / warm) as u32 + 1;
-    let (mut a, mut b) = (Vec::new(), Vec::new());
-    for i in 0..repetitions {
-        // Each goes first in half of the turns.
-        if i % 2 == 0 {
-            a.push(time(&mut ours, calls));
-            b.push(time(&mut twin, calls));
-        } else {
-            b.push(time(&mut twin, calls));
-            a.push(time(&mut ours, calls));
-        }
-    }
-    let (a, b) = (median(a), median(b));
-    (a / b, a)
 }
 
 fn calls(quick: bool, dimensions: &[usize]) {
@@ -176,7 +140,7 @@ fn calls(quick: bool, dimensions: &[usize]) {
     shapes.iter().for_each(|(bags, length)| print!("{:>10}", format!("{bags}x{length}")));
     println!("{:>12}", "us at last");
     let library = twin();
-    let mut all = Vec::new();
+    let (mut all, mut added) = (Vec::new(), Vec::new());
     for format in FORMATS {
         for &dimension in dimensions {
             let table = table(format, rows, dimension, true);
@@ -197,12 +161,15 @@ fn calls(quick: bool, dimensions: &[usize]) {
                     let mut ours = || {
                         fbgemm::embedding_bag_into(&table, &bags.indices, &bags.offsets, options, &mut y).unwrap();
                     };
-                    ours();
-                    let twins = || twin.look_up(&table, &bags, weights.as_deref(), &mut direct);
-                    let (ratio, time) = ratio(ours, twins, repetitions);
+                    let mut twins = || twin.look_up(&table, &bags, weights.as_deref(), &mut direct);
+                    let [a, b] = medians(repetitions, SAMPLE, [&mut ours, &mut twins]);
+                    let ratio = a.as_secs_f64() / b.as_secs_f64();
+                    if (count, length) == (1, 1) {
+                        added.push(a.saturating_sub(b));
+                    }
                     assert!(y.iter().zip(&direct).all(|(a, b)| a.to_bits() == b.to_bits()));
                     all.push((ratio, format, dimension, count, length));
-                    last = time;
+                    last = a.as_secs_f64();
                     print!("{ratio:>10.3}");
                 }
                 println!("{:>12.2}", last * 1e6);
@@ -211,6 +178,7 @@ fn calls(quick: bool, dimensions: &[usize]) {
     }
     all.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (worst, format, dimension, bags, length) = *all.last().unwrap();
+    println!("a call of one row: {:?} more than the twin's, in the median", median(added));
     let over = all.iter().filter(|(ratio, ..)| *ratio > 1.02).count();
     println!(
         "median {:.3}, worst {worst:.3} ({bags} bags of {length} in {format:?} {dimension}); over 1.02: {over} of {}",
@@ -262,12 +230,12 @@ fn read_rows(bytes: &[u8], width: usize, indices: &[i64], ahead: usize) -> u64 {
 #[cfg(target_arch = "x86_64")]
 fn memory(quick: bool, dimensions: &[usize], megabytes: usize, huge: bool) {
     /// Bags of a sample, rows of a bag, and samples after which the first rows come again.
-    const SAMPLE: (usize, usize, usize) = (500, 40, 64);
+    const PART: (usize, usize, usize) = (500, 40, 64);
     /// In rows. Of the plain loop's distances the best counts.
     const AHEAD: [usize; 6] = [0, 4, 8, 16, 32, 64];
     let repetitions = if quick { 1 } else { 101 };
     let pages = if huge { "huge pages" } else { "small pages" };
-    println!("Random rows of tables of {megabytes} MB on {pages}, one thread, bags of {}: GB/s.", SAMPLE.1);
+    println!("Random rows of tables of {megabytes} MB on {pages}, one thread, bags of {}: GB/s.", PART.1);
     print!("{:>12}{:>8}{:>12}{:>8}", "format", "bytes", "plain loop", "ahead");
     println!("{:>15}{:>8}{:>12}{:>15}", "embedding_bag", "share", "in cache", "check_rows");
     for format in FORMATS {
@@ -275,41 +243,36 @@ fn memory(quick: bool, dimensions: &[usize], megabytes: usize, huge: bool) {
             let width = format.row_bytes(dimension).unwrap();
             let rows = (megabytes << 20) / width;
             let table = table(format, rows, dimension, huge);
-            let pool = Bags::new(rows, SAMPLE.0 * SAMPLE.2, SAMPLE.1);
-            let offsets = &pool.offsets[..=SAMPLE.0];
-            let mut parts = pool.indices.chunks(SAMPLE.0 * SAMPLE.1).cycle();
-            let mut output = vec![0f32; SAMPLE.0 * dimension];
+            let pool = Bags::new(rows, PART.0 * PART.2, PART.1);
+            let offsets = &pool.offsets[..=PART.0];
+            let mut parts = pool.indices.chunks(PART.0 * PART.1).cycle();
+            let mut output = vec![0f32; PART.0 * dimension];
+            let options = BagOptions::new().include_last_offset();
             let mut look_up = |indices: &[i64]| {
-                let options = BagOptions::new().include_last_offset();
-                let start = Instant::now();
                 fbgemm::embedding_bag_into(&table, indices, offsets, options, &mut output).unwrap();
-                start.elapsed().as_secs_f64()
             };
-            let mut loops = vec![Vec::new(); AHEAD.len()];
-            let mut ours = Vec::new();
-            for _ in 0..repetitions {
-                for (ahead, times) in AHEAD.iter().zip(&mut loops) {
-                    let indices = parts.next().unwrap();
-                    let start = Instant::now();
-                    // SAFETY: FBGEMM supports this CPU, which therefore has AVX2.
-                    black_box(unsafe { read_rows(table.bytes(), width, indices, *ahead) });
-                    times.push(start.elapsed().as_secs_f64());
-                }
-                ours.push(look_up(parts.next().unwrap()));
+            // The last one is ours.
+            let mut times = vec![Vec::new(); AHEAD.len() + 1];
+            for rival in turns(times.len(), repetitions) {
+                let indices = parts.next().unwrap();
+                times[rival].push(match AHEAD.get(rival) {
+                    Some(&ahead) => time(1, || {
+                        // SAFETY: FBGEMM supports this CPU, which therefore has AVX2.
+                        black_box(unsafe { read_rows(table.bytes(), width, indices, ahead) });
+                    }),
+                    None => time(1, || look_up(indices)),
+                });
             }
-            let loops = loops.into_iter().map(median).zip(AHEAD);
-            let (limit, ahead) = loops.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
-            let ours = median(ours);
+            let ours = median(times.pop().unwrap());
+            let (limit, ahead) = times.into_iter().map(median).zip(AHEAD).min().unwrap();
             // The same with rows that are all in the first cache: what computing alone takes.
             let near: Vec<i64> = parts.next().unwrap().iter().map(|index| index % 50).collect();
-            let computing = median((0..repetitions).map(|_| look_up(&near)).collect());
-            let start = Instant::now();
-            table.check_rows().unwrap();
-            let checking = start.elapsed().as_secs_f64();
-            let speed = |time: f64| (SAMPLE.0 * SAMPLE.1 * width) as f64 / time / 1e9;
+            let computing = median((0..repetitions).map(|_| time(1, || look_up(&near))).collect());
+            let checking = time(1, || table.check_rows().unwrap());
+            let speed = |time: Duration| (PART.0 * PART.1 * width) as f64 / time.as_secs_f64() / 1e9;
             print!("{:>12}{width:>8}{:>12.2}{ahead:>8}", format!("{format:?} {dimension}"), speed(limit));
-            print!("{:>15.2}{:>8.2}{:>12.2}", speed(ours), limit / ours, speed(computing));
-            println!("{:>12.1} ms", checking * 1e3);
+            print!("{:>15.2}{:>8.2}{:>12.2}", speed(ours), limit.as_secs_f64() / ours.as_secs_f64(), speed(computing));
+            println!("{:>12.1} ms", checking.as_secs_f64() * 1e3);
         }
     }
 }

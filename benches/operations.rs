@@ -2,9 +2,7 @@
 //!
 //! `cargo bench --bench operations`, with parts of names after `--` to choose by.
 
-use fbgemm::{
-    Int8Scheme, Linear, ModelFile, QuantizeOptions, QuantizedLinear, quantize_linear_modules, quantize_weight,
-};
+use fbgemm::{Int8Scheme, Linear, ModelFile, QuantizeOptions, QuantizedLinear, quantize_modules, quantize_weight};
 use fbgemm_testkit::compare::relative_error;
 use fbgemm_testkit::random::normal;
 use fbgemm_testkit::reference::linear_f64;
@@ -99,9 +97,9 @@ fn load(bench: &Bench) {
     let (n, k) = (768, 768);
     let layer = |i| Linear::new(normal(n * k, i, 0.5), Some(normal(n, i, 0.5)), n, k).unwrap();
     let mut model: BTreeMap<String, Linear> = (0..12).map(|i| (format!("layer.{i}"), layer(i))).collect();
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench.safetensors");
-    fbgemm::save_linear_modules(&model, &[], &path).unwrap();
+    fbgemm::save_modules(&model, &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let loaded = ModelFile::parse(&bytes).unwrap().load_quantized(2).unwrap();
     let input = normal(k, 3, 0.5);
@@ -112,7 +110,7 @@ fn load(bench: &Bench) {
         let call = || ModelFile::parse(black_box(&bytes)).unwrap().load_quantized(threads).unwrap();
         bench.run(&format!("load 12 layers of {n}x{k}, {threads} threads"), bytes.len(), "bytes", call);
     }
-    bench.run("save", bytes.len(), "bytes", || fbgemm::save_linear_modules(&model, &[], &path).unwrap());
+    bench.run("save", bytes.len(), "bytes", || fbgemm::save_modules(&model, &[], &path).unwrap());
 }
 
 fn main() {

@@ -256,6 +256,15 @@ pub enum Error {
         pattern: String,
     },
 
+    /// A pattern that is to match one matrix matches several.
+    #[error("the pattern {pattern:?} matches {found}, expected one")]
+    AmbiguousPattern {
+        /// The pattern.
+        pattern: String,
+        /// The names that it matches.
+        found: String,
+    },
+
     /// There is not enough memory.
     #[error("{bytes} bytes of memory could not be had")]
     OutOfMemory {
@@ -282,6 +291,15 @@ pub enum Error {
     InLayer {
         /// The layer's dotted name.
         name: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+
+    /// An error about one of a model's several files.
+    #[error("{file}")]
+    InFile {
+        /// The file's name.
+        file: String,
         /// What is wrong with it.
         source: Box<Error>,
     },
@@ -352,6 +370,17 @@ pub enum Error {
     DuplicateName {
         /// The name.
         name: String,
+    },
+
+    /// Two tensors of a model's files would have one name.
+    #[error("the tensor {name:?} is there twice: {first} and {second}")]
+    NameClash {
+        /// The name.
+        name: String,
+        /// Where one of them is, or what it is called in the file.
+        first: String,
+        /// The same of the other.
+        second: String,
     },
 
     /// A file is not what it should be as a whole: truncated, no safetensors file, a name twice.
@@ -510,7 +539,7 @@ impl Error {
     ///
     /// ```
     /// let mut model = vec![fbgemm::Linear::new(vec![f32::NAN], None, 1, 1)?];
-    /// let error = fbgemm::quantize_linear_modules(&mut model, &fbgemm::QuantizeOptions::new(fbgemm::LinearScheme::Fp16)).unwrap_err();
+    /// let error = fbgemm::quantize_modules(&mut model, &fbgemm::QuantizeOptions::new(fbgemm::LinearScheme::Fp16)).unwrap_err();
     /// assert_eq!(error.to_string(), "layer \"0\"");
     /// assert_eq!(error.chain(), "layer \"0\": weight[0] is NaN, expected a finite number");
     /// # Ok::<(), fbgemm::Error>(())

@@ -5,9 +5,11 @@
 //!
 //! - **Operators** are free functions with PyTorch's names, less the prefix: [`linear_int8_weight`], [`linear_dynamic`],
 //!   [`linear_relu_static`]. A ReLU is part of the name, as in PyTorch. Each has a form that returns a `Vec` and one,
-//!   `_into`, that writes to the caller's slice, which is its last argument. They run on the calling thread.
-//! - **Layers** own their weights: [`Linear`] of any kind, [`FloatLinear`], [`QuantizedLinear`], [`Fp16Linear`]. All have
-//!   `forward`, `forward_into`, `forward_tasks`, `forward_rayon`, `tasks_worth` and `warm_up`, for every [`Element`].
+//!   `_into`, that writes to the caller's slice, which is its last argument. They run on the calling thread; those of
+//!   embeddings have a `_tasks` form, too, as their tables may be borrowed, which no layer can hold.
+//! - **Layers** own their weights: [`Linear`] of any kind, [`FloatLinear`], [`QuantizedLinear`], [`Fp16Linear`];
+//!   [`Embedding`] and [`EmbeddingBag`]. Linear ones all have
+//!   `forward`, `forward_into`, `forward_tasks`, `forward_rayon`, `suggested_tasks` and `warm_up`, for every [`Element`].
 //! - **Shapes**: weights are `[out_features, in_features]`, row-major, and arguments come in this order; only
 //!   [`pack_matrix`] has PyTorch's other order.
 //! - **Constructors** take by value what they keep and by slice what they read. `with_x(self)` changes one thing of a
@@ -38,21 +40,22 @@ mod quant;
 pub use cpu::cpu_support;
 pub use error::{Error, Result};
 #[cfg(feature = "derive")]
-pub use fbgemm_derive::LinearModules;
+pub use fbgemm_derive::Modules;
 pub use isa::Isa;
 #[cfg(feature = "safetensors")]
 pub use model::file::checkpoint::quantize_checkpoint;
 #[cfg(feature = "safetensors")]
 pub use model::file::checkpoint_options::CheckpointOptions;
 #[cfg(feature = "safetensors")]
-pub use model::file::layers::{PlainTensor, load_linear_modules, save_linear_modules};
+pub use model::file::layers::{PlainTensor, load_modules, save_modules};
 #[cfg(feature = "safetensors")]
 pub use model::file::model_file::ModelFile;
-pub use model::modules::{LinearModules, join_name};
+pub use model::modules::{Module, ModuleMut, Modules, join_name};
 pub use model::options::QuantizeOptions;
-pub use model::quantize::{quantize_linear_modules, unload_linear_modules};
-pub use model::report::{BetterScheme, LayerReport, QuantizeReport, Skipped, WeightReport};
+pub use model::quantize::{quantize_modules, unload_modules};
+pub use model::report::{BetterScheme, LayerKind, LayerReport, QuantizeReport, Skipped, WeightReport};
 pub use nn::element::Element;
+pub use nn::embedding::{Embedding, EmbeddingBag};
 pub use nn::float_linear::FloatLinear;
 pub use nn::fp16_linear::Fp16Linear;
 pub use nn::linear::Linear;

@@ -2,9 +2,10 @@
 
 use crate::inspect::{about, open};
 use crate::stdio::{complain, print, print_error, say};
-use crate::{Exit, interrupt};
+use crate::{Exit, interrupt, table};
 use fbgemm::{
-    CheckpointOptions, InputScheme, Int8Scheme, LinearScheme, QuantizeOptions, QuantizeReport, quantize_checkpoint,
+    CheckpointOptions, EmbeddingFormat, InputScheme, Int8Scheme, LinearScheme, QuantizeOptions, QuantizeReport,
+    quantize_checkpoint,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -63,6 +64,9 @@ pub struct Quantize {
     /// The same as --scheme fp16
     #[arg(long, conflicts_with_all = ["scheme", "seven_bits", "per_channel", "symmetric", "input_scheme"])]
     fp16: bool,
+    /// Embeddings too, in 8, 4 or 2 bits or fp16: one scale and bias for each row
+    #[arg(long, value_name = "BITS", value_parser = embedding_format)]
+    embeddings: Option<EmbeddingFormat>,
     /// Write several files of at most this size (2GB, 500MB, or bytes) and an index, where one would be larger
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_shard_size: Option<u64>,
@@ -81,6 +85,17 @@ pub struct Quantize {
 fn pair(text: &str) -> Result<(String, String), String> {
     let (layer, pattern) = text.split_once('=').ok_or("expected LAYER=PATTERN, such as lm_head=*.wte")?;
     Ok((layer.to_string(), pattern.to_string()))
+}
+
+/// `8`, `4`, `2` or `fp16`, as an argument.
+fn embedding_format(text: &str) -> Result<EmbeddingFormat, String> {
+    match text {
+        "8" | "int8" => Ok(EmbeddingFormat::Int8),
+        "4" | "int4" => Ok(EmbeddingFormat::Int4),
+        "2" | "int2" => Ok(EmbeddingFormat::Int2),
+        "16" | "fp16" => Ok(EmbeddingFormat::Fp16),
+        _ => Err("expected 8, 4, 2 or fp16".to_string()),
+    }
 }
 
 /// A number of bytes, as an argument.
@@ -122,6 +137,7 @@ impl Quantize {
         let layers = QuantizeOptions::new(self.scheme()?).min_features(self.min_features);
         let layers = self.include.iter().fold(layers, QuantizeOptions::include);
         let layers = self.exclude.iter().fold(layers, QuantizeOptions::exclude);
+        let layers = self.embeddings.into_iter().fold(layers, QuantizeOptions::embeddings);
         let options = CheckpointOptions::new(layers);
         let options = self.linear.iter().fold(options, CheckpointOptions::linear);
         let options = self.embedding.iter().fold(options, CheckpointOptions::embedding);
@@ -136,7 +152,7 @@ impl Quantize {
 /// Quantizes and prints the report: on standard error where the file goes to standard output.
 pub fn run(arguments: &Quantize) -> io::Result<Exit> {
     let refuse = |said: String| {
-        complain!("error: {said}");
+        complain!("error: {}", table::printable(&said));
         Ok(Exit::BadInput)
     };
     let options = match arguments.options() {
@@ -157,33 +173,41 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
     let style = ProgressStyle::with_template("quantizing {bar:30} {pos}/{len} tensors").expect("a fixed template");
     let bar = ProgressBar::new(0).with_style(style);
     let input = &arguments.input;
-    let result = open(input).and_then(|file| {
-        let stopped = interrupt::Flag::new();
-        let report = quantize_checkpoint(&file, &options, path, &mut |done, total| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-            stopped.as_control_flow()
-        });
-        bar.finish_and_clear();
-        if let Err(fbgemm::Error::Interrupted) = report {
-            stopped.end(); // as the signal would have, now that nothing is left behind
+    let file = match open(input) {
+        Ok(file) => file,
+        Err(e) => return refuse(about(input, &e)),
+    };
+    let stopped = interrupt::Flag::new();
+    let is_file = path.and_then(|path| path.metadata().ok()).is_none_or(|there| there.is_file());
+    let report = quantize_checkpoint(&file, &options, path, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        if done == total && !is_file {
+            stopped.let_go(); // what follows waits for a reader
         }
-        Ok((report?, file.bytes()))
+        stopped.as_control_flow()
     });
-    let (report, before) = match result {
-        Ok(result) => result,
+    bar.finish_and_clear();
+    let report = match report {
+        Ok(report) => report,
+        Err(fbgemm::Error::Interrupted) => {
+            drop(spool);
+            stopped.end(); // as the signal would have, now that nothing is left behind
+            return refuse(fbgemm::Error::Interrupted.to_string());
+        }
         // Of the output, if it says so; else of the input.
         Err(e @ (fbgemm::Error::Io { .. } | fbgemm::Error::CannotReplace { .. })) => return refuse(e.chain()),
         Err(e) => return refuse(about(input, &e)),
     };
-    if let Some(path) = spool.as_ref().map(tempfile::NamedTempFile::path) {
-        let mut file = std::fs::File::open(path)?;
-        crate::stdio::unless_closed(io::copy(&mut file, &mut io::stdout().lock()).map(drop))?;
+    stopped.let_go();
+    if let Some(spool) = spool {
+        let mut whole = std::fs::File::open(spool.path())?;
+        drop(spool); // its name, before a reader is waited for
+        crate::stdio::unless_closed(io::copy(&mut whole, &mut io::stdout().lock()).map(drop))?;
         print_error(format_args!("{report}"));
         return Ok(Exit::Done);
     }
-    let sizes = report.files.iter().filter_map(|path| Some(path.metadata().ok()?.len()));
-    let after = (!report.files.is_empty()).then(|| sizes.sum::<u64>());
+    let (before, after) = (file.bytes(), size_of(&report.files));
     if arguments.json {
         say!("{}", as_json(&report, before, after))?;
         return Ok(Exit::Done);
@@ -197,11 +221,19 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
         (Some(path), Some(after)) => {
             let (before, after, files) = (before as f64 / 1e6, after as f64 / 1e6, report.files.len());
             let files = if files == 1 { String::new() } else { format!(" in {files} files") };
-            say!("{}: {after:.1} MB{files}, from {before:.1} MB.", path.display())?;
+            let path = table::printable(&path.display().to_string());
+            say!("{path}: {after:.1} MB{files}, from {before:.1} MB.")?;
         }
-        _ => say!("Nothing written.")?,
+        (Some(path), None) => say!("Written to {}.", table::printable(&path.display().to_string()))?,
+        (None, _) => say!("Nothing written.")?,
     }
     Ok(Exit::Done)
+}
+
+/// The size of all files together; `None` where there are none, or what was written to keeps nothing.
+fn size_of(files: &[PathBuf]) -> Option<u64> {
+    let size = |path: &PathBuf| path.metadata().ok().filter(|about| about.is_file()).map(|about| about.len());
+    files.iter().map(size).sum::<Option<u64>>().filter(|_| !files.is_empty())
 }
 
 fn as_json(report: &QuantizeReport, before: u64, after: Option<u64>) -> Value {
@@ -228,7 +260,8 @@ fn as_json(report: &QuantizeReport, before: u64, after: Option<u64>) -> Value {
         other => (other.to_string(), "f32".to_string()),
     };
     json!({"weights": weights, "inputs": inputs, "layers": layers.collect::<Vec<_>>(),
-        "quantized": report.quantized().count(), "files": report.files,
+        "quantized": report.quantized().count(),
+        "files": report.files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
         "file_bytes_before": before, "file_bytes_after": after})
 }
 

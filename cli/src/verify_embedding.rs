@@ -2,7 +2,7 @@
 
 use crate::verify::{Bits, Outcome, same};
 use fbgemm::{BagOptions, EmbeddingFormat, EmbeddingIndex, EmbeddingTable};
-use fbgemm_testkit::cases::{Case, Element, F16};
+use fbgemm_testkit::cases::{Case, Element};
 use half::f16;
 
 /// A case of `quantized::embedding_bag_*` or, for tables of floats, `F.embedding_bag`.
@@ -52,7 +52,7 @@ fn bags<I: EmbeddingIndex + Element>(case: &Case, table: &EmbeddingTable) -> Com
     if table.format() == EmbeddingFormat::Fp16 {
         let mut output = vec![f16::ZERO; count * table.dimension()];
         fbgemm::embedding_bag_into(table, &indices, &offsets, options, &mut output)?;
-        Ok(same(case, "output", &shape, &bits(&output)))
+        Ok(same(case, "output", &shape, &output))
     } else {
         let output = fbgemm::embedding_bag(table, &indices, &offsets, options)?;
         Ok(same(case, "output", &shape, &output))
@@ -84,7 +84,7 @@ fn rows<I: EmbeddingIndex + Element>(case: &Case, table: &EmbeddingTable) -> Com
     if table.format() == EmbeddingFormat::Fp16 {
         let mut output = vec![f16::ZERO; indices.len() * table.dimension()];
         fbgemm::embedding_into(table, &indices, &mut output)?;
-        Ok(same(case, "output", &shape, &bits(&output)))
+        Ok(same(case, "output", &shape, &output))
     } else {
         Ok(same(case, "output", &shape, &fbgemm::embedding(table, &indices)?))
     }
@@ -106,8 +106,8 @@ fn format_of(case: &Case) -> Result<EmbeddingFormat, String> {
 /// The weight and its shape; of a table in fp16 it is stored so, and widened here.
 fn weight(case: &Case) -> Result<([usize; 2], Vec<f32>), String> {
     let (shape, weight) = if format_of(case)? == EmbeddingFormat::Fp16 {
-        let (shape, weight) = case.tensor::<F16>("weight")?;
-        (shape, weight.into_iter().map(|F16(bits)| f16::from_bits(bits).to_f32()).collect())
+        let (shape, weight) = case.tensor::<f16>("weight")?;
+        (shape, weight.into_iter().map(f16::to_f32).collect())
     } else {
         case.tensor::<f32>("weight")?
     };
@@ -116,19 +116,9 @@ fn weight(case: &Case) -> Result<([usize; 2], Vec<f32>), String> {
     Ok((shape, weight))
 }
 
-fn bits(values: &[f16]) -> Vec<F16> {
-    values.iter().map(|value| F16(value.to_bits())).collect()
-}
-
-impl std::fmt::Display for F16 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f16::from_bits(self.0).fmt(f)
-    }
-}
-
-impl Bits for F16 {
+impl Bits for f16 {
     fn bits(&self) -> u64 {
-        self.0.into()
+        self.to_bits().into()
     }
 }
 

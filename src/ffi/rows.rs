@@ -30,6 +30,7 @@ pub(crate) fn scale_bytes(bits: u32) -> usize {
 }
 
 /// A table where it lies: the first rows of its memory.
+#[cfg_attr(not(fbgemm_linked), allow(dead_code))]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Table<'a> {
     pub(crate) memory: &'a [u8],

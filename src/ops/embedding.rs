@@ -83,6 +83,30 @@ impl EmbeddingFormat {
     }
 }
 
+/// As files and options have it: `fp32`, `fp16`, `int8`, `int4`, `int2`.
+impl std::fmt::Display for EmbeddingFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Int2 => "int2",
+        })
+    }
+}
+
+impl std::str::FromStr for EmbeddingFormat {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Self::Fp32, Self::Fp16, Self::Int8, Self::Int4, Self::Int2];
+        let expected = "fp32, fp16, int8, int4 or int2";
+        let invalid = || Error::InvalidScheme { what: "embedding", given: text.to_string(), expected };
+        all.into_iter().find(|format| format.to_string() == text).ok_or_else(invalid)
+    }
+}
+
 /// A table of embeddings: `rows` rows of `dimension` elements in an [`EmbeddingFormat`], for
 /// [`embedding`](crate::embedding) and [`embedding_bag`](crate::embedding_bag).
 ///
@@ -239,7 +263,7 @@ impl<'a> EmbeddingTable<'a> {
             let index = i64::try_from(rows.end - 1).unwrap_or(i64::MAX);
             return Err(Error::IndexOutOfRange { index, position: rows.len() - 1, rows: self.rows });
         }
-        let expected = rows.len().checked_mul(self.dimension).unwrap_or(usize::MAX);
+        let expected = rows.len().saturating_mul(self.dimension);
         if output.len() != expected {
             return Err(Error::WrongLength { what: "output", given: output.len(), expected });
         }
@@ -262,7 +286,7 @@ impl<'a> EmbeddingTable<'a> {
     }
 
     /// Checks the scale and bias of every row, once, as when a table is loaded: a look-up checks those that it uses, at
-    /// no cost that can be measured, but only when it comes across them. All of a table's pages are read.
+    /// about 1 % of the time of large calls (19 % of 64 bags of one row of 16), but only when it comes across them. All of a table's pages are read.
     ///
     /// ```
     /// use fbgemm::{EmbeddingFormat, EmbeddingTable, Error};

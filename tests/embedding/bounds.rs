@@ -1,9 +1,11 @@
 //! FBGEMM's kernels read and write no byte beyond their buffers: behind each there is a page that no file has, where a
 //! touch ends the process.
 
+use crate::FORMATS;
 use crate::tables::Temporary;
-use crate::{FORMATS, bits, numbers};
 use fbgemm::{BagOptions, EmbeddingTable};
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::random::normal;
 use half::f16;
 use memmap2::{MmapMut, MmapOptions};
 
@@ -50,7 +52,7 @@ fn no_byte_beyond_a_buffer_is_touched() {
         let unit = (8 / format.bits()).max(1) as usize;
         for dimension in (1..=70).chain([127, 128, 129, 255, 257]).map(|n| n * unit) {
             let rows = 5;
-            let values = numbers(rows * dimension, dimension);
+            let values = normal(rows * dimension, dimension as u64, 1.0);
             let from = weight.last::<f32>(values.len());
             from.copy_from_slice(&values);
             let expected = fbgemm::pack_embedding(&values, rows, dimension, format).unwrap();

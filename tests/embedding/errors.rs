@@ -1,11 +1,13 @@
 //! Arguments that PyTorch crashes on, computes garbage from or refuses: each is an error that says what is wrong.
 
-use crate::{FORMATS, numbers};
+use crate::FORMATS;
 use fbgemm::{BagOptions, EmbeddingFormat, EmbeddingTable, Error};
+use fbgemm_testkit::random::normal;
 use half::f16;
+use std::ops::Range;
 
 fn table() -> EmbeddingTable<'static> {
-    fbgemm::pack_embedding(&numbers(40, 1), 5, 8, EmbeddingFormat::Int8).unwrap()
+    fbgemm::pack_embedding(&normal(40, 1, 1.0), 5, 8, EmbeddingFormat::Int8).unwrap()
 }
 
 fn bag(indices: &[i64], offsets: &[i64], options: BagOptions) -> Error {
@@ -21,7 +23,7 @@ fn bag(indices: &[i64], offsets: &[i64], options: BagOptions) -> Error {
 #[test]
 fn an_index_out_of_range_is_named_with_its_position() {
     for format in FORMATS {
-        let table = fbgemm::pack_embedding(&numbers(40, 1), 5, 8, format).unwrap();
+        let table = fbgemm::pack_embedding(&normal(40, 1, 1.0), 5, 8, format).unwrap();
         for bad in [5, -1, i64::MAX, i64::MIN, 1 << 32, i64::from(i32::MIN)] {
             for position in [0, 3, 19] {
                 let mut indices = [1i64; 20];
@@ -52,7 +54,9 @@ fn an_index_out_of_range_is_named_with_its_position() {
 #[test]
 fn offsets_that_make_no_bags_are_named() {
     let (open, closed) = (BagOptions::new(), BagOptions::new().include_last_offset());
-    let cases: [(&[i64], BagOptions, usize, i64, i64, i64); 10] = [
+    /// Offsets; which is wrong, what it is, and the least and the most that it can be.
+    type Wrong<'a> = (&'a [i64], BagOptions<'a>, usize, i64, i64, i64);
+    let cases: [Wrong; 10] = [
         (&[1], open, 0, 1, 0, 0),
         (&[-1, 0], open, 0, -1, 0, 0),
         (&[0, 2, 1], open, 2, 1, 2, 3),
@@ -94,7 +98,7 @@ fn fewer_offsets_than_bags_and_other_lengths_are_refused() {
 #[test]
 fn empty_bags_give_zeros_and_no_bags_nothing() {
     for format in FORMATS {
-        let table = fbgemm::pack_embedding(&numbers(40, 1), 5, 8, format).unwrap();
+        let table = fbgemm::pack_embedding(&normal(40, 1, 1.0), 5, 8, format).unwrap();
         for options in [BagOptions::new(), BagOptions::new().mean(), BagOptions::new().per_sample_weights(&[])] {
             let none: [i64; 0] = [];
             assert_eq!(fbgemm::embedding_bag(&table, &none, &[0, 0], options).unwrap(), [0.0; 16]);
@@ -130,7 +134,7 @@ fn dimensions_that_there_are_not_are_refused() {
     let error = EmbeddingTable::from_f32(vec![0.0; 15], 2, 8).unwrap_err();
     assert_eq!(error, Error::WrongLength { what: "weight", given: 15, expected: 16 });
     let bytes = std::sync::Arc::new(vec![0u8; 40]);
-    for range in [8..41, 41..57, 24..8] {
+    for range in [8..41, 41..57, Range { start: 24, end: 8 }] {
         let error = EmbeddingTable::from_shared(bytes.clone(), range, EmbeddingFormat::Int8, 2, 8).unwrap_err();
         assert_eq!(error, Error::WrongLength { what: "table", given: 0, expected: 32 });
     }
@@ -140,12 +144,12 @@ fn dimensions_that_there_are_not_are_refused() {
 fn weights_that_are_not_finite_are_named() {
     for format in FORMATS {
         for value in [f32::INFINITY, f32::NEG_INFINITY] {
-            let mut weight = numbers(40, 1);
+            let mut weight = normal(40, 1, 1.0);
             weight[33] = value;
             let error = fbgemm::pack_embedding(&weight, 5, 8, format).unwrap_err();
             assert_eq!(error, Error::NotFinite { what: "weight", index: 33, value });
         }
-        let mut weight = numbers(40, 1);
+        let mut weight = normal(40, 1, 1.0);
         weight[7] = f32::NAN;
         let error = fbgemm::pack_embedding(&weight, 5, 8, format).unwrap_err();
         assert!(matches!(error, Error::NotFinite { what: "weight", index: 7, .. }), "{error}");
@@ -155,7 +159,7 @@ fn weights_that_are_not_finite_are_named() {
 #[test]
 fn a_stored_row_whose_scale_or_bias_is_not_finite_is_named_where_it_is_used() {
     for format in [EmbeddingFormat::Int8, EmbeddingFormat::Int4, EmbeddingFormat::Int2] {
-        let packed = fbgemm::pack_embedding(&numbers(40 * 8, 1), 40, 8, format).unwrap();
+        let packed = fbgemm::pack_embedding(&normal(40 * 8, 1, 1.0), 40, 8, format).unwrap();
         let width = format.row_bytes(8).unwrap();
         let wide = format == EmbeddingFormat::Int8;
         let size = if wide { 4 } else { 2 };

@@ -2,110 +2,82 @@
 
 use crate::FORMATS;
 use fbgemm::{BagOptions, EmbeddingFormat, EmbeddingIndex, EmbeddingTable};
+use fbgemm_testkit::cases::{Case, CaseFile, Element};
+use fbgemm_testkit::compare::bits;
+use fbgemm_testkit::files::golden;
 use half::f16;
-use safetensors::SafeTensors;
-use serde_json::Value;
 
-struct Case<'a> {
-    file: &'a SafeTensors<'a>,
-    name: String,
-    about: Value,
+fn table(case: &Case) -> EmbeddingTable<'static> {
+    let bits = case.number("bits").unwrap();
+    let format = FORMATS.into_iter().find(|format| format.bits() == bits).unwrap();
+    let dimension = case.number("dim").unwrap() as usize;
+    if !case.has("weight") {
+        let (shape, packed) = case.tensor::<u8>("packed").unwrap();
+        return EmbeddingTable::from_bytes(packed, format, shape[0], dimension).unwrap();
+    }
+    let (shape, weight) = match format {
+        EmbeddingFormat::Fp16 => {
+            let (shape, weight) = case.tensor::<f16>("weight").unwrap();
+            (shape, weight.into_iter().map(f16::to_f32).collect())
+        }
+        _ => case.tensor::<f32>("weight").unwrap(),
+    };
+    fbgemm::pack_embedding(&weight, shape[0], dimension, format).unwrap()
 }
 
-impl Case<'_> {
-    fn bytes(&self, tensor: &str) -> Option<&[u8]> {
-        self.file.tensor(&format!("{}/{tensor}", self.name)).ok().map(|tensor| tensor.data())
+/// Checks what the case's operator gives: of fp16 tables in fp16.
+fn check_output<I: EmbeddingIndex + Element>(case: &Case, table: &EmbeddingTable) {
+    let (_, indices) = case.tensor::<I>("indices").unwrap();
+    let single = case.op == "embedding";
+    let offsets = if single { Vec::new() } else { case.tensor::<I>("offsets").unwrap().1 };
+    let weights = case.flag("weighted").then(|| case.tensor::<f32>("per_sample_weights").unwrap().1);
+    let mut options = BagOptions::new();
+    if let Some(weights) = &weights {
+        options = options.per_sample_weights(weights);
     }
-
-    fn values<const N: usize, T>(&self, tensor: &str, read: impl Fn([u8; N]) -> T) -> Option<Vec<T>> {
-        Some(self.bytes(tensor)?.as_chunks().0.iter().map(|bytes| read(*bytes)).collect())
+    if case.flag("include_last_offset") {
+        options = options.include_last_offset();
     }
-
-    fn format(&self) -> EmbeddingFormat {
-        let bits = self.about["bits"].as_u64().unwrap();
-        FORMATS.into_iter().find(|format| u64::from(format.bits()) == bits).unwrap()
+    if case.word("mode") == Some("mean") {
+        options = options.mean();
     }
-
-    fn dimension(&self) -> usize {
-        self.about["dim"].as_u64().unwrap() as usize
-    }
-
-    fn table(&self) -> EmbeddingTable<'static> {
-        let dimension = self.dimension();
-        let weight = match self.format() {
-            EmbeddingFormat::Fp16 => self.values("weight", |bytes| f16::from_le_bytes(bytes).to_f32()),
-            _ => self.values("weight", f32::from_le_bytes),
+    if table.format() == EmbeddingFormat::Fp16 {
+        let (_, expected) = case.tensor::<f16>("output").unwrap();
+        let mut output = vec![f16::ZERO; expected.len()];
+        match single {
+            true => fbgemm::embedding_into(table, &indices, &mut output).unwrap(),
+            false => fbgemm::embedding_bag_into(table, &indices, &offsets, options, &mut output).unwrap(),
+        }
+        assert!(output.iter().map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits())), "{}", case.name);
+    } else {
+        let (_, expected) = case.tensor::<f32>("output").unwrap();
+        let output = match single {
+            true => fbgemm::embedding(table, &indices).unwrap(),
+            false => fbgemm::embedding_bag(table, &indices, &offsets, options).unwrap(),
         };
-        let Some(weight) = weight else {
-            let packed = self.bytes("packed").unwrap().to_vec();
-            let rows = packed.len() / self.format().row_bytes(dimension).unwrap();
-            return EmbeddingTable::from_bytes(packed, self.format(), rows, dimension).unwrap();
-        };
-        fbgemm::pack_embedding(&weight, weight.len() / dimension, dimension, self.format()).unwrap()
-    }
-
-    /// What the operator gives, as bytes: of fp16 tables in fp16.
-    fn output<I: EmbeddingIndex>(&self, table: &EmbeddingTable, read: impl Fn(&str) -> Vec<I>) -> Vec<u8> {
-        let indices = read("indices");
-        let weights = self.values("per_sample_weights", f32::from_le_bytes);
-        let mut options = BagOptions::new();
-        if let Some(weights) = &weights {
-            options = options.per_sample_weights(weights);
-        }
-        let last = self.about["include_last_offset"] == true;
-        if last {
-            options = options.include_last_offset();
-        }
-        if self.about["mode"] == "mean" {
-            options = options.mean();
-        }
-        let single = self.about["op"] == "embedding";
-        let offsets = if single { Vec::new() } else { read("offsets") };
-        if table.format() == EmbeddingFormat::Fp16 {
-            let rows = if single { indices.len() } else { offsets.len() - usize::from(last) };
-            let mut output = vec![f16::ZERO; rows * table.dimension()];
-            if single {
-                fbgemm::embedding_into(table, &indices, &mut output).unwrap();
-            } else {
-                fbgemm::embedding_bag_into(table, &indices, &offsets, options, &mut output).unwrap();
-            }
-            output.iter().flat_map(|x| x.to_le_bytes()).collect()
-        } else {
-            let output = match single {
-                true => fbgemm::embedding(table, &indices),
-                false => fbgemm::embedding_bag(table, &indices, &offsets, options),
-            };
-            output.unwrap().iter().flat_map(|x| x.to_le_bytes()).collect()
-        }
+        assert_eq!(bits(&output), bits(&expected), "{}", case.name);
     }
 }
 
 /// Checks each case of a stored file and gives their number.
 fn check(name: &str) -> usize {
-    let path = format!("{}/tests/golden/embedding/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
-    let bytes = std::fs::read(path).unwrap();
-    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let mut checked = 0;
-    for (name, about) in header.metadata().as_ref().unwrap() {
-        let Ok(about @ Value::Object(_)) = serde_json::from_str(about) else { continue };
-        let case = Case { file: &file, name: name.clone(), about };
-        let table = case.table();
-        if let Some(packed) = case.bytes("packed") {
-            assert_eq!(table.bytes(), packed, "{name}");
+    let file = CaseFile::read(&golden(&format!("embedding/{name}"))).unwrap();
+    let cases = file.cases().unwrap();
+    for case in &cases {
+        let table = table(case);
+        if case.has("packed") {
+            assert_eq!(table.bytes(), case.tensor::<u8>("packed").unwrap().1, "{}", case.name);
         }
-        if let Some(unpacked) = case.bytes("unpacked") {
-            let ours: Vec<u8> = table.unpack().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect();
-            assert_eq!(ours, unpacked, "{name}");
+        if case.has("unpacked") {
+            let (_, unpacked) = case.tensor::<f32>("unpacked").unwrap();
+            assert_eq!(bits(&table.unpack().unwrap()), bits(&unpacked), "{}", case.name);
         }
-        let output = match case.about["index"].as_str().unwrap() {
-            "i32" => case.output(&table, |tensor| case.values(tensor, i32::from_le_bytes).unwrap()),
-            _ => case.output(&table, |tensor| case.values(tensor, i64::from_le_bytes).unwrap()),
-        };
-        assert_eq!(output, case.bytes("output").unwrap(), "{name}: {}", case.about);
-        checked += 1;
+        match case.word("index") {
+            Some("i32") => check_output::<i32>(case, &table),
+            _ => check_output::<i64>(case, &table),
+        }
     }
-    checked
+    cases.len()
 }
 
 #[test]

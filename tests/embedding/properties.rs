@@ -1,8 +1,9 @@
 //! Properties, over generated tables and bags. The generator's seed is fixed: every run tries the same cases.
 
+use crate::FORMATS;
 use crate::reference::Reference;
-use crate::{FORMATS, bits};
 use fbgemm::{BagOptions, EmbeddingFormat, EmbeddingTable};
+use fbgemm_testkit::compare::bits;
 use half::f16;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};

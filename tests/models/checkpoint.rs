@@ -1,6 +1,6 @@
 //! Checkpoints on disk, quantized from file to file.
 
-use crate::folder;
+use crate::{Tensor, floats, folder, tensor};
 use fbgemm::{
     CheckpointOptions, Error, InputScheme, Int8Scheme, Linear, LinearScheme, ModelFile, PortableLinear,
     QuantizeOptions, QuantizeReport, QuantizedLinear, Skipped, WeightScheme, quantize_checkpoint, quantize_weight_as,
@@ -8,21 +8,12 @@ use fbgemm::{
 use fbgemm_testkit::compare::bits;
 use fbgemm_testkit::files::names_in;
 use fbgemm_testkit::random::normal;
-use safetensors::tensor::{Dtype, TensorView};
-use std::collections::HashMap;
+use safetensors::tensor::Dtype;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
-
-fn f32s(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
 fn serialize(tensors: &[Tensor]) -> Vec<u8> {
-    let views = tensors.iter().map(|(name, d, shape, data)| (*name, TensorView::new(*d, shape.clone(), data).unwrap()));
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize(views, Some(metadata)).unwrap()
+    crate::serialize(tensors, &[("format", "pt")])
 }
 
 /// As checkpoints are: linear layers in several types, an embedding, norms, a counter.
@@ -30,15 +21,15 @@ fn checkpoint() -> Vec<Tensor> {
     let half = |values: Vec<f32>| values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
     let bf16 = |values: Vec<f32>| values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect();
     vec![
-        ("embeddings.word_embeddings.weight", Dtype::F32, vec![50, 16], f32s(&normal(800, 1, 1.0))),
-        ("layer.0.dense.weight", Dtype::F32, vec![24, 16], f32s(&normal(384, 2, 1.0))),
-        ("layer.0.dense.bias", Dtype::F32, vec![24], f32s(&normal(24, 3, 1.0))),
-        ("layer.0.norm.weight", Dtype::F32, vec![24], f32s(&normal(24, 4, 1.0))),
-        ("layer.1.dense.weight", Dtype::BF16, vec![8, 24], bf16(normal(192, 5, 1.0))),
-        ("layer.1.dense.bias", Dtype::BF16, vec![8], bf16(normal(8, 6, 1.0))),
-        ("layer.2.dense.weight", Dtype::F16, vec![5, 24], half(normal(120, 7, 1.0))),
-        ("position_ids", Dtype::I64, vec![1, 3], vec![7; 24]),
-        ("conv.weight", Dtype::F32, vec![2, 2, 2], f32s(&normal(8, 8, 1.0))),
+        floats("embeddings.word_embeddings.weight", &[50, 16], &normal(800, 1, 1.0)),
+        floats("layer.0.dense.weight", &[24, 16], &normal(384, 2, 1.0)),
+        floats("layer.0.dense.bias", &[24], &normal(24, 3, 1.0)),
+        floats("layer.0.norm.weight", &[24], &normal(24, 4, 1.0)),
+        tensor("layer.1.dense.weight", Dtype::BF16, &[8, 24], bf16(normal(192, 5, 1.0))),
+        tensor("layer.1.dense.bias", Dtype::BF16, &[8], bf16(normal(8, 6, 1.0))),
+        tensor("layer.2.dense.weight", Dtype::F16, &[5, 24], half(normal(120, 7, 1.0))),
+        tensor("position_ids", Dtype::I64, &[1, 3], vec![7; 24]),
+        floats("conv.weight", &[2, 2, 2], &normal(8, 8, 1.0)),
     ]
 }
 
@@ -142,7 +133,7 @@ fn what_can_not_be_quantized_names_its_layer_and_leaves_the_old_file() {
     assert!(nan.starts_with(r#"layer "layer.1.dense": weight[3] is"#), "{nan}");
     let bias = refused(&|t| (t[2].1, t[2].3) = (Dtype::I32, vec![0; 4 * 24]), all());
     assert!(bias.contains(r#""layer.0.dense" would store "layer.0.dense.bias""#), "{bias}");
-    let taken = refused(&|t| t[8].0 = "layer.0.dense.scale", all());
+    let taken = refused(&|t| t[8].0 = "layer.0.dense.scale".to_string(), all());
     assert!(taken.contains(r#""layer.0.dense" would store "layer.0.dense.scale""#), "{taken}");
     assert!(refused(&|_| (), all().include("nothing.*")).contains(r#""nothing.*""#));
     assert!(refused(&|_| (), all().min_features(100)).contains("none of the 4 linear layers"));

@@ -1,12 +1,11 @@
 //! `fbgemm quantize` and `fbgemm inspect`, on a real model.
 
 use crate::{PROGRAM, fbgemm, folder, stderr, stdout};
-use fbgemm::{Int8Scheme, Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+use fbgemm::{Int8Scheme, Linear, Modules, QuantizeOptions, quantize_modules};
 use fbgemm_testkit::compare::cosine;
 use fbgemm_testkit::minilm::{Files, MiniLm};
 use fbgemm_testkit::random::normal;
 use serde_json::Value;
-use std::path::Path;
 use std::process::Command;
 
 fn minilm() -> Files {
@@ -36,7 +35,7 @@ fn a_real_model_quantized_in_memory_and_on_disk_gives_the_same_bits() {
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
 
     let mut in_memory = load(&std::fs::read(checkpoint()).unwrap());
-    let report = quantize_linear_modules(&mut in_memory, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    let report = quantize_modules(&mut in_memory, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     assert_eq!((report.layers.len(), report.quantized().count()), (37, 37));
     assert_eq!((report.layers[3].name.as_str()), "encoder.layer.0.attention.output.dense");
     assert_eq!(answer["quantized"], 37);
@@ -86,7 +85,7 @@ fn inspect_shows_what_is_in_a_file() {
     assert_eq!(answer["quantized"][0]["layer"], "encoder.layer.0.attention.output.dense");
     assert_eq!(answer["metadata"]["fbgemm_format"], "1");
     let fp32 = stdout(&fbgemm(&["inspect", &checkpoint()]));
-    assert!(fp32.contains("0 layers in int8, 0 in fp16, 104 other tensors"), "{fp32}");
+    assert!(fp32.contains("0 layers in int8, 0 in fp16, 0 embeddings in 8 bits or fewer, 104 other tensors"), "{fp32}");
 }
 
 #[test]
@@ -156,9 +155,9 @@ fn a_dry_run_writes_nothing_and_bad_input_exits_with_2() {
     }
 }
 
-/// The README's figure.
+/// The README's figure. The largest layer has 2.4 MB, the embedding, which is copied, 47 MB.
 #[test]
-fn quantizing_a_file_takes_little_memory_beside_the_mapped_input() {
+fn quantizing_a_file_takes_the_memory_of_a_few_layers() {
     let path = folder("quantize-memory").join("int8.safetensors");
     let peak = |arguments: &[&str]| {
         const SCRIPT: &str = "import resource, subprocess, sys
@@ -168,16 +167,9 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)";
         assert!(output.status.success(), "{}", stderr(&output));
         stdout(&output).trim().parse::<u64>().unwrap()
     };
-    let (input, program) = (Path::new(&checkpoint()).metadata().unwrap().len(), peak(&["info"]));
-    let all = peak(&["quantize", &checkpoint(), path.to_str().unwrap()]);
-    let beside = all.saturating_sub(program + input);
+    let (all, program) = (peak(&["quantize", &checkpoint(), path.to_str().unwrap()]), peak(&["info"]));
+    let beside = all.saturating_sub(program);
     let mb = |bytes: u64| bytes as f64 / 1e6;
-    println!(
-        "peak {:.0} MB: the program {:.0} MB, the mapped input {:.0} MB, and {:.1} MB",
-        mb(all),
-        mb(program),
-        mb(input),
-        mb(beside)
-    );
-    assert!(beside < 12_000_000, "{beside} bytes beside the input");
+    println!("peak {:.0} MB: the program {:.0} MB, and {:.1} MB", mb(all), mb(program), mb(beside));
+    assert!(beside < 16_000_000, "{beside} bytes beside the program");
 }

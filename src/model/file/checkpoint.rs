@@ -3,8 +3,8 @@
 use super::checkpoint_options::{CheckpointChooser, CheckpointOptions};
 use super::foreign::{self, Foreign, Weight};
 use super::format::{
-    FOREIGN_KEY, FP16_KEY, fp16_bytes, fp16_tensors, is_float, layer_of, note_input, quantized_bytes,
-    quantized_tensors, wrong,
+    EMBEDDING_KEY, FOREIGN_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS, floats_of, fp16_bytes, fp16_tensors, is_float,
+    layer_of, note_input, quantized_bytes, quantized_tensors, wrong,
 };
 use super::model_file::ModelFile;
 use super::write::{Part, Target, write};
@@ -13,8 +13,9 @@ use crate::error::{Error, Result};
 use crate::ffi::{check_fp16_shape, check_int8_shape};
 use crate::model::kind::{Kind, Matrix, TableSizes, kinds};
 use crate::model::modules::join_name;
-use crate::model::quantize::{Quantized, quantize_linear};
-use crate::model::report::{LayerReport, QuantizeReport, Skipped, WeightReport};
+use crate::model::quantize::{Quantized, at_offset, quantize_linear, rows_at_once};
+use crate::model::report::{LayerKind, LayerReport, QuantizeReport, RowErrors, Skipped, WeightReport};
+use crate::ops::embedding::{EmbeddingFormat, pack_embedding};
 use crate::quant::scheme::LinearScheme;
 use safetensors::tensor::Dtype;
 use std::borrow::Cow;
@@ -37,7 +38,7 @@ use std::path::Path;
 /// written.
 ///
 /// # Errors
-/// As [`quantize_linear_modules`](crate::quantize_linear_modules), with the file's candidates for layers;
+/// As [`quantize_modules`](crate::quantize_modules), with the file's candidates for layers;
 /// [`Error::ForeignWeight`]; [`Error::InLayer`] around [`Error::WrongTensor`] for a bias that doesn't fit;
 /// [`Error::NameTaken`]; [`Error::DuplicateName`]; [`Error::InputChanged`]; [`Error::CannotReplace`];
 /// [`Error::Interrupted`]; [`Error::Io`].
@@ -49,16 +50,17 @@ pub fn quantize_checkpoint(
 ) -> Result<QuantizeReport> {
     SupportedCpu::get()?;
     let scheme = options.quantize.scheme();
-    let mut report = QuantizeReport::new(scheme);
+    let mut report = QuantizeReport::new(scheme, options.quantize.embedding_format());
     let names = Names::of(file, options)?;
-    let layers = plan(file, &names, options, &mut report)?;
-    let mut metadata = file.metadata().clone();
+    let (layers, tables) = plan(file, &names, options, &mut report)?;
+    let mut metadata = names.metadata(file);
     check_names(&names, &layers)?;
 
     let by_name = report.layers.iter_mut().map(|layer| (layer.name.clone(), layer));
     let reports = RefCell::new(by_name.collect::<BTreeMap<String, &mut LayerReport>>());
     let mut parts = Vec::new();
-    let used: BTreeSet<&str> = layers.iter().flat_map(|layer| layer.used.iter().map(String::as_str)).collect();
+    let of_layers = layers.iter().flat_map(|layer| layer.used.iter().map(String::as_str));
+    let used: BTreeSet<&str> = of_layers.chain(tables.iter().map(|table| table.weight.as_str())).collect();
     for (new, old) in &names.0 {
         if !used.contains(old.as_str()) {
             parts.push((new.clone(), Part::copied(new, file.tensor(old)?)));
@@ -76,12 +78,30 @@ pub fn quantize_checkpoint(
         parts.push((
             layer.name.clone(),
             Part::made(tensors, move || {
-                let (about, bytes) = layer.quantized(file, scheme).map_err(|e| e.in_layer(&layer.name))?;
+                let (about, bytes) = layer.quantized(file, scheme).map_err(|e| match e {
+                    Error::InputChanged { .. } | Error::Io { .. } => e, // not the layer's fault
+                    e => e.in_layer(&layer.name),
+                })?;
                 if let Some(report) = reports.borrow_mut().get_mut(&layer.name) {
                     report.bytes_after = bytes.iter().map(|bytes| bytes.len()).sum();
                     report.outcome = Ok(about);
                 }
                 Ok(bytes)
+            }),
+        ));
+    }
+    for table in &tables {
+        let format = options.quantize.embedding_format().unwrap_or(EmbeddingFormat::Fp32);
+        let tensor = table.tensor(format, &mut metadata).map_err(|e| e.in_layer(&table.name))?;
+        let (reports, bytes) = (&reports, tensor.2.iter().product::<usize>() * tensor.1.bitsize() / 8);
+        parts.push((
+            table.name.clone(),
+            Part::streamed(tensor, move |write| {
+                let about = table.pack(file, format, write)?;
+                if let Some(report) = reports.borrow_mut().get_mut(&table.name) {
+                    (report.bytes_after, report.outcome) = (bytes, Ok(about));
+                }
+                Ok(())
             }),
         ));
     }
@@ -121,7 +141,7 @@ struct Names(BTreeMap<String, String>);
 
 impl Names {
     fn of(file: &ModelFile, options: &CheckpointOptions) -> Result<Self> {
-        let mut names = BTreeMap::new();
+        let mut names: BTreeMap<String, String> = BTreeMap::new();
         let mut used = vec![false; options.strip_prefix.len()];
         for old in file.tensor_names() {
             let mut new = old;
@@ -130,14 +150,33 @@ impl Names {
                     (new, *used) = (rest, true);
                 }
             }
-            if names.insert(new.to_string(), old.to_string()).is_some() {
-                return Err(Error::DuplicateName { name: new.to_string() });
+            if let Some(first) = names.insert(new.to_string(), old.to_string()) {
+                let (name, second) = (new.to_string(), format!("{old:?}, without its prefix"));
+                return Err(Error::NameClash { name, first: format!("{first:?}"), second });
             }
         }
         match used.iter().position(|used| !used) {
             Some(unused) => Err(Error::UnusedPattern { pattern: options.strip_prefix[unused].clone() }),
             None => Ok(Self(names)),
         }
+    }
+
+    /// The file's metadata, of which what is said of layers goes with them: to their new names, and not to layers that
+    /// the file has not.
+    fn metadata(&self, file: &ModelFile) -> BTreeMap<String, String> {
+        let of_layer = |key: &str| OF_LAYERS.iter().any(|prefix| key.starts_with(prefix));
+        let all = file.metadata().iter().map(|(key, value)| (key.clone(), value.clone()));
+        let mut metadata: BTreeMap<String, String> = all.filter(|(key, _)| !of_layer(key)).collect();
+        for (new, old) in &self.0 {
+            let (Some(new), Some(old)) = (layer_of(new, "weight"), layer_of(old, "weight")) else { continue };
+            let kinds = [(INPUT_KEY, file.is_int8(old)), (FP16_KEY, file.is_fp16(old)), (EMBEDDING_KEY, true)];
+            for (key, holds) in kinds {
+                if let Some(value) = file.metadata().get(&format!("{key}{old}")).filter(|_| holds) {
+                    metadata.insert(format!("{key}{new}"), value.clone());
+                }
+            }
+        }
+        metadata
     }
 
     /// The name that a tensor has in the file.
@@ -168,7 +207,7 @@ fn plan(
     names: &Names,
     options: &CheckpointOptions,
     report: &mut QuantizeReport,
-) -> Result<Vec<Layer>> {
+) -> Result<(Vec<Layer>, Vec<Table>)> {
     let mut chooser = CheckpointChooser::new(options);
     let candidates = candidates(file, names, &mut chooser)?;
     let matrices: Vec<Matrix> = candidates
@@ -181,17 +220,34 @@ fn plan(
         .collect();
     let sizes = file.config().map(TableSizes::of).unwrap_or_default();
     let verdicts = kinds(&matrices, &sizes);
-    let mut layers = Vec::new();
+    let (mut layers, mut tables) = (Vec::new(), Vec::new());
     for (candidate, verdict) in candidates.iter().zip(verdicts) {
-        let Candidate { new, old, layer, shape, bias, dtype } = candidate;
+        let Candidate { new, old, layer, shape, bias, dtype, packed } = candidate;
         let (mut kind, mut evidence) = (verdict.kind, verdict.evidence.to_string());
         if let Some((said, word)) = chooser.said(layer, new) {
             (kind, evidence) = (said, format!("chosen by {word}"));
         }
         if shape.contains(&0) {
             (kind, evidence) = (Kind::Other, "it is empty".to_string());
+        } else if *packed {
+            kind = Kind::Linear; // its shape tells nothing; refused unless it is left out
         }
-        let ours = layer_of(old, "weight").is_some_and(|layer| file.is_int8(layer) || file.is_fp16(layer));
+        let ours = layer_of(old, "weight")
+            .is_some_and(|layer| file.is_int8(layer) || file.is_fp16(layer) || file.is_table(layer));
+        if kind == Kind::Embedding && is_float(*dtype) && !ours {
+            let against = chooser.quantize.reason_against_embedding(layer, shape[0], shape[1]);
+            let mut about = left(file, candidate, against, false, evidence);
+            about.kind = LayerKind::Embedding;
+            report.layers.push(about);
+            if against.is_none() {
+                let (name, weight) = (layer.clone(), old.clone());
+                tables.push(Table { name, weight, rows: shape[0], dimension: shape[1] });
+            }
+            continue;
+        }
+        if let Some(layer) = layer_of(old, "weight").filter(|layer| file.is_int8(layer)) {
+            file.portable(layer)?; // what is written can be read, also what is copied
+        }
         let (n, k) = if kind == Kind::Transposed { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
         let against = chooser.quantize.reason_against(layer, n, k);
         let skipped = match kind {
@@ -224,7 +280,14 @@ fn plan(
             return Err(wrong(bias, &tensor, &format!("floats of shape [{n}]")).in_layer(layer));
         }
         if foreign.as_ref().is_some_and(Foreign::is_int8) {
-            evidence = "int8 of another tool, taken over exactly".to_string();
+            if kind == Kind::Transposed {
+                let reason = format!("it is I8 with scales for its {} rows, which are stored [in, out]", shape[0]);
+                return Err(Error::ForeignWeight { name: old.clone(), reason });
+            }
+            evidence = match chooser.quantize.scheme() {
+                LinearScheme::Int8(_) => "int8 of another tool, taken over exactly".to_string(),
+                LinearScheme::Fp16 => "int8 of another tool".to_string(),
+            };
         }
         let mut used = vec![old.clone()];
         used.extend(bias.iter().map(|(name, _)| name.clone()));
@@ -246,12 +309,12 @@ fn plan(
     }
     untie(file, names, &candidates, &mut chooser, report, &mut layers)?;
     chooser.all_used()?;
-    if layers.is_empty() {
+    if layers.is_empty() && tables.is_empty() {
         let count = |reason| report.layers.iter().filter(|layer| layer.outcome == Err(reason)).count();
         let (already, transposed) = (count(Skipped::AlreadyQuantized), count(Skipped::Transposed));
         return Err(Error::NothingToQuantize { layers: report.layers.len(), already, transposed });
     }
-    Ok(layers)
+    Ok((layers, tables))
 }
 
 /// What is reported of a layer that is not quantized, or not yet.
@@ -272,6 +335,7 @@ fn left(
     };
     LayerReport {
         name: candidate.layer.clone(),
+        kind: if skipped == Some(Skipped::Embedding) { LayerKind::Embedding } else { LayerKind::Linear },
         out_features: candidate.shape[0],
         in_features: candidate.shape[1],
         bytes_before: bytes,
@@ -290,6 +354,8 @@ struct Candidate {
     layer: String,
     shape: [usize; 2],
     dtype: Dtype,
+    /// Whether another tool packed several elements into each of its numbers.
+    packed: bool,
     /// The bias beside it, by its name in the file, and its length.
     bias: Option<(String, usize)>,
 }
@@ -300,13 +366,12 @@ fn candidates(file: &ModelFile, names: &Names, chooser: &mut CheckpointChooser) 
     for (new, old) in &names.0 {
         let tensor = file.tensor(old)?;
         let [rows, columns] = tensor.shape()[..] else { continue };
-        let number = is_float(tensor.dtype()) || matches!(tensor.dtype(), Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E5M2);
-        if !number {
-            continue;
-        }
-        // Of other tools' int8 and float8, weights alone: their scales are matrices, too.
-        let named = layer_of(new, "weight");
-        if named.is_none() && !is_float(tensor.dtype()) {
+        let dtype = tensor.dtype();
+        let packed = foreign::packed_part(file, old, dtype);
+        let named = layer_of(new, packed.unwrap_or("weight"));
+        // Of other tools' weights those that are named so: their scales are matrices, too.
+        let table = named.is_some_and(|_| layer_of(old, "weight").is_some_and(|layer| file.is_table(layer)));
+        if !(is_float(dtype) || table || named.is_some() && (packed.is_some() || foreign::is_known(dtype))) {
             continue;
         }
         let (layer, biases) = match named {
@@ -323,7 +388,7 @@ fn candidates(file: &ModelFile, names: &Names, chooser: &mut CheckpointChooser) 
         // Names without `weight` say nothing of a bias, unless the caller says that they are layers.
         let bias = bias.filter(|_| named.is_some() || chooser.is_named(&layer, new));
         let (new, old) = (new.clone(), old.clone());
-        found.push(Candidate { new, old, layer, shape: [rows, columns], dtype: tensor.dtype(), bias });
+        found.push(Candidate { new, old, layer, shape: [rows, columns], dtype, packed: packed.is_some(), bias });
     }
     Ok(found)
 }
@@ -359,34 +424,50 @@ fn untie(
     for (layer, pattern) in ties {
         let of: Vec<&Candidate> =
             candidates.iter().filter(|c| chooser.tie_matches(&pattern, &c.layer) || c.new == pattern).collect();
-        let [table] = of[..] else {
-            return Err(Error::UnusedPattern { pattern });
+        let table = match of[..] {
+            [] => return Err(Error::UnusedPattern { pattern }),
+            [table] => table,
+            [..] => {
+                let found = of.iter().map(|table| table.new.as_str()).collect::<Vec<_>>().join(", ");
+                return Err(Error::AmbiguousPattern { pattern, found });
+            }
         };
         if names.old(&join_name(&layer, "weight")).is_some() {
-            return Err(Error::DuplicateName { name: join_name(&layer, "weight") });
+            return Err(Error::NameTaken { name: join_name(&layer, "weight"), layer });
         }
         if !is_float(table.dtype) {
             return Err(wrong(&table.old, &file.tensor(&table.old)?, "F32, F64, F16 or BF16"));
         }
         let [n, k] = table.shape;
-        let evidence = format!("tied to `{}`, and given a weight of its own", table.new);
+        let against = chooser.quantize.reason_against(&layer, n, k);
+        let evidence = match against {
+            None => format!("tied to `{}`, and given a weight of its own", table.new),
+            Some(_) => format!("tied to `{}`", table.new),
+        };
         report.layers.push(LayerReport {
             name: layer.clone(),
+            kind: LayerKind::Linear,
             out_features: n,
             in_features: k,
             bytes_before: 0,
             bytes_after: 0,
-            outcome: Err(Skipped::AlreadyQuantized),
+            outcome: Err(against.unwrap_or(Skipped::AlreadyQuantized)),
             evidence,
         });
+        if against.is_some() {
+            continue;
+        }
+        let bias = names.old(&join_name(&layer, "bias")).map(str::to_string);
+        let fits = |name: &String| file.tensor(name).is_ok_and(|bias| is_float(bias.dtype()) && bias.shape() == [n]);
+        let bias = bias.filter(fits);
         let weight = table.old.clone();
-        let used = Vec::new(); // the table stays
+        let used = bias.iter().cloned().collect(); // the table stays
         layers.push(Layer {
             name: layer,
             out_features: n,
             in_features: k,
             weight,
-            bias: None,
+            bias,
             transposed: false,
             foreign: None,
             used,
@@ -472,6 +553,60 @@ impl Layer {
             Quantized::Int8(weight, _) => (about, quantized_bytes(weight, bias.as_deref())),
             Quantized::Fp16(packed) => (about, fp16_bytes(&packed.unpack()?, bias.as_deref())),
         })
+    }
+}
+
+/// An embedding that is to be quantized.
+struct Table {
+    /// Its name in the file to be.
+    name: String,
+    /// The full name of its weight in the file that is read.
+    weight: String,
+    rows: usize,
+    dimension: usize,
+}
+
+impl Table {
+    /// The tensor that it becomes; what the metadata says of it is added there.
+    fn tensor(
+        &self,
+        format: EmbeddingFormat,
+        metadata: &mut BTreeMap<String, String>,
+    ) -> Result<(String, Dtype, Vec<usize>)> {
+        let bytes = format.row_bytes(self.dimension)?;
+        let (dtype, columns) = match format {
+            EmbeddingFormat::Fp32 => (Dtype::F32, self.dimension),
+            EmbeddingFormat::Fp16 => (Dtype::F16, self.dimension),
+            quantized => {
+                metadata.insert(format!("{EMBEDDING_KEY}{}", self.name), quantized.to_string());
+                (Dtype::U8, bytes)
+            }
+        };
+        Ok((join_name(&self.name, "weight"), dtype, vec![self.rows, columns]))
+    }
+
+    /// Packs the rows some at a time, and tells what that did to them.
+    fn pack(
+        &self,
+        file: &ModelFile,
+        format: EmbeddingFormat,
+        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<WeightReport> {
+        let tensor = file.tensor(&self.weight)?;
+        let of_row = tensor.len() / self.rows.max(1);
+        let piece = rows_at_once(self.dimension);
+        let (mut errors, mut bytes) = (RowErrors::default(), vec![0; piece.min(self.rows) * of_row]);
+        for start in (0..self.rows).step_by(piece) {
+            let rows = (self.rows - start).min(piece);
+            let bytes = &mut bytes[..rows * of_row];
+            tensor.read_into(start * of_row, bytes)?;
+            let values = floats_of(&self.weight, &tensor, bytes)?;
+            let packed = pack_embedding(&values, rows, self.dimension, format);
+            let packed = packed.map_err(|e| at_offset(e, start * self.dimension).in_layer(&self.name))?;
+            errors.add_rounded(&values, &packed.unpack()?, self.dimension);
+            write(packed.bytes())?;
+        }
+        Ok(errors.report())
     }
 }
 

@@ -6,7 +6,7 @@
 //! - float8: `x.weight` (F8_E4M3 or F8_E5M2) and a scale to multiply with: `x.weight_scale`, or `x.weight_scale_inv`, as
 //!   DeepSeek's and transformers' FP8 layers call it; one, one for each output, or one for each block of 128 by 128.
 
-use super::format::{floats, is_float, numbers};
+use super::format::{floats, is_float, layer_of, numbers};
 use super::model_file::ModelFile;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
@@ -17,8 +17,31 @@ use safetensors::tensor::Dtype;
 const SCALES: [&str; 5] = ["SCB", "weight_scale", "weight_scale_inv", "scale_weight", "_scale_inv"];
 /// Parts that belong to such a weight, and are of no use to this crate's layers.
 const OTHER_PARTS: [&str; 3] = ["weight_format", "weight_zero_point", "weight_shape"];
+/// What weights are called that hold several elements in each number: GPTQ's and AWQ's, and compressed-tensors'.
+const PACKED: [&str; 2] = ["qweight", "weight_packed"];
+/// Parts of bitsandbytes' weights in 4 bits, which are packed, too, and called as others are.
+const PACKED_BESIDE: [&str; 2] = ["weight.absmax", "weight.quant_map"];
 /// The side of a block of a weight that shares a scale, where a scale is a matrix.
 const BLOCK: usize = 128;
+
+/// Which part of its layer a weight is that another tool packed: several elements in a number, which nothing here reads.
+pub(crate) fn packed_part(file: &ModelFile, full: &str, dtype: Dtype) -> Option<&'static str> {
+    if is_float(dtype) || is_known(dtype) {
+        return None;
+    }
+    let is = |part: &&&str| layer_of(full, part).is_some();
+    let beside =
+        |prefix: &str| SCALES.iter().chain(&PACKED_BESIDE).any(|part| file.tensor(&format!("{prefix}{part}")).is_ok());
+    match full.strip_suffix("weight").filter(|_| is(&&"weight")) {
+        Some(prefix) if dtype.bitsize() < 8 || beside(prefix) => Some("weight"),
+        _ => PACKED.iter().find(is).copied(),
+    }
+}
+
+/// Whether weights of this type can be read, given their scales.
+pub(crate) fn is_known(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E5M2)
+}
 
 /// How a weight was quantized by another tool, and by which tensors.
 pub(crate) struct Foreign {
@@ -52,65 +75,67 @@ pub(crate) enum Weight {
 /// [`Error::ForeignWeight`] for one that another tool quantized, in a way that is not known.
 pub(crate) fn weight(file: &ModelFile, full: &str, prefix: &str) -> Result<Weight> {
     let tensor = file.tensor(full)?;
-    let refuse = |reason: String| Err(Error::ForeignWeight { name: full.to_string(), reason });
-    let beside: Vec<String> =
-        SCALES.iter().map(|part| format!("{prefix}{part}")).filter(|name| file.tensor(name).is_ok()).collect();
-    let kind = match tensor.dtype() {
-        dtype if is_float(dtype) && beside.is_empty() => return Ok(Weight::Plain),
-        dtype if is_float(dtype) => {
-            let scale = &beside[0];
-            return refuse(format!("it is {dtype} with {scale:?} beside it, which may or may not be multiplied in"));
+    let there = |part: &&str| Some(format!("{prefix}{part}")).filter(|name| file.tensor(name).is_ok());
+    let scales: Vec<String> = SCALES.iter().filter_map(there).collect();
+    if is_float(tensor.dtype()) && scales.is_empty() {
+        return Ok(Weight::Plain);
+    }
+    let read = || {
+        let (kind, scale) = kind(&tensor, prefix, &scales)?;
+        if let Some(format) = there(&"weight_format")
+            && file.tensor(&format).and_then(|format| Ok(format.data()?.iter().any(|&byte| byte != 0))) != Ok(false)
+        {
+            return Err("bitsandbytes stored it in the order of a GPU's kernels, not by rows".to_string());
         }
-        Dtype::I8 => Kind::Int8 { divisor: 1.0 },
-        Dtype::F8_E4M3 | Dtype::F8_E5M2 => Kind::Float8,
-        other => return refuse(format!("it is {other}")),
+        let mut parts: Vec<String> = OTHER_PARTS.iter().filter_map(there).collect();
+        parts.push(scale.clone());
+        let foreign = Foreign { kind, scale, zero_point: there(&"weight_zero_point"), parts };
+        foreign.check(file, &tensor)?;
+        Ok(foreign)
     };
-    let [scale] = &beside[..] else {
-        let scales = SCALES.map(|part| format!("{prefix}{part}")).join(", ");
-        return refuse(match beside.len() {
-            0 => format!("it is {} and none of its possible scales is there: {scales}", tensor.dtype()),
-            _ => format!("it has several scales: {}", beside.join(", ")),
-        });
-    };
-    let kind = match kind {
-        Kind::Int8 { .. } if scale.ends_with("SCB") => Kind::Int8 { divisor: 127.0 },
-        kind => kind,
-    };
-    if let Ok(format) = file.tensor(&format!("{prefix}weight_format"))
-        && format.data()?.iter().any(|&byte| byte != 0)
-    {
-        return refuse("bitsandbytes stored it in the order of a GPU's kernels, not by rows".to_string());
+    read().map(Weight::Foreign).map_err(|reason| Error::ForeignWeight { name: full.to_string(), reason })
+}
+
+/// How a weight was quantized, and the one scale that it has; or why that can't be told.
+fn kind(tensor: &Tensor, prefix: &str, scales: &[String]) -> std::result::Result<(Kind, String), String> {
+    let dtype = tensor.dtype();
+    match scales {
+        [scale, ..] if is_float(dtype) => {
+            Err(format!("it is {dtype} with {scale:?} beside it, which may or may not be multiplied in"))
+        }
+        _ if !is_known(dtype) => Err(format!("it is {dtype} {:?}", tensor.shape())),
+        [] => {
+            let scales = SCALES.map(|part| format!("{prefix}{part}")).join(", ");
+            Err(format!("it is {dtype} and none of its possible scales is there: {scales}"))
+        }
+        [scale] if dtype != Dtype::I8 => Ok((Kind::Float8, scale.clone())),
+        [scale] => {
+            let divisor = if scale.ends_with("SCB") { 127.0 } else { 1.0 };
+            Ok((Kind::Int8 { divisor }, scale.clone()))
+        }
+        several => Err(format!("it has several scales: {}", several.join(", "))),
     }
-    let zero_point = Some(format!("{prefix}weight_zero_point")).filter(|name| file.tensor(name).is_ok());
-    let mut parts: Vec<String> =
-        OTHER_PARTS.iter().map(|part| format!("{prefix}{part}")).filter(|name| file.tensor(name).is_ok()).collect();
-    parts.push(scale.clone());
-    let foreign = Foreign { kind, scale: scale.clone(), zero_point, parts };
-    if let Err(reason) = foreign.check(file, &tensor) {
-        return refuse(reason);
-    }
-    Ok(Weight::Foreign(foreign))
 }
 
 impl Foreign {
     /// What is wrong with the scale or the zero point, by their headers.
     fn check(&self, file: &ModelFile, weight: &Tensor) -> std::result::Result<(), String> {
-        let [n, k] = weight.shape() else { return Err("it has not 2 dimensions".to_string()) };
+        let [n, k] = weight.shape()[..] else { return Err("it has not 2 dimensions".to_string()) };
         let scale = file.tensor(&self.scale).map_err(|e| e.to_string())?;
-        let shape = scale.shape();
-        let elements: usize = shape.iter().product();
-        let blocks = shape == [n.div_ceil(BLOCK), k.div_ceil(BLOCK)];
-        let one_each = elements == *n && shape.iter().filter(|&&size| size != 1).count() <= 1;
-        if !(is_float(scale.dtype()) && (elements == 1 || one_each || blocks && self.kind == Kind::Float8)) {
-            let (name, dtype) = (&self.scale, scale.dtype());
+        // Not [1, n], which is one for each column.
+        let one_or_each = |shape: &[usize]| matches!(shape, [] | [1] | [1, 1]) || shape == [n] || shape == [n, 1];
+        let blocks = self.kind == Kind::Float8 && scale.shape() == blocks(n, k);
+        if !(is_float(scale.dtype()) && (one_or_each(scale.shape()) || blocks)) {
+            let (name, dtype, shape) = (&self.scale, scale.dtype(), scale.shape());
             return Err(format!(
                 "its scale {name:?} is {dtype} {shape:?}, expected floats, one or one for each of {n} rows"
             ));
         }
         let Some(name) = &self.zero_point else { return Ok(()) };
         let zero_point = file.tensor(name).map_err(|e| e.to_string())?;
-        let same = zero_point.shape().iter().product::<usize>() == elements;
-        if self.kind == Kind::Float8 || !same || !matches!(zero_point.dtype(), Dtype::I8 | Dtype::I32 | Dtype::I64) {
+        let integers = matches!(zero_point.dtype(), Dtype::I8 | Dtype::I32 | Dtype::I64);
+        let same = one_or_each(zero_point.shape()) && elements(&zero_point) == elements(&scale);
+        if self.kind == Kind::Float8 || !same || !integers {
             let (dtype, shape) = (zero_point.dtype(), zero_point.shape());
             return Err(format!("its zero point {name:?} is {dtype} {shape:?}, expected integers, as many as scales"));
         }
@@ -122,53 +147,76 @@ impl Foreign {
     /// # Errors
     /// Those of reading, and of [`QuantizedWeight::per_channel`].
     pub(crate) fn int8(&self, file: &ModelFile, full: &str) -> Result<Option<QuantizedWeight>> {
-        let Kind::Int8 { divisor } = self.kind else { return Ok(None) };
+        let Kind::Int8 { .. } = self.kind else { return Ok(None) };
         let tensor = file.tensor(full)?;
         let (n, k) = (tensor.shape()[0], tensor.shape()[1]);
-        let scales: Vec<f32> = self.scales(file)?.iter().map(|scale| scale / divisor).collect();
-        let zero_points = match &self.zero_point {
-            None => vec![0; scales.len()],
-            Some(name) => {
-                let zero_points = file.tensor(name)?;
-                let bytes = zero_points.data()?;
-                match zero_points.dtype() {
-                    Dtype::I8 => numbers(&bytes, |b| i32::from(i8::from_le_bytes(b))),
-                    Dtype::I32 => numbers(&bytes, i32::from_le_bytes),
-                    _ => numbers(&bytes, |b| i32::try_from(i64::from_le_bytes(b)).unwrap_or(i32::MAX)),
-                }
-            }
-        };
+        let (mut scales, zero_points) = (self.scales(file)?, self.zero_points(file)?);
         let data = numbers(&tensor.data()?, i8::from_le_bytes);
-        match (&scales[..], &zero_points[..]) {
-            ([scale], [zero_point]) => QuantizedWeight::per_tensor(data, *scale, *zero_point, n, k),
+        let channels = scales.len();
+        // Zeros have no largest weight to scale by: whatever their scale, they are 0.
+        for ((scale, zero_point), of_it) in scales.iter_mut().zip(&zero_points).zip(data.chunks(n * k / channels)) {
+            if *scale == 0.0 && of_it.iter().all(|&q| i32::from(q) == *zero_point) {
+                *scale = 1.0;
+            }
+        }
+        match channels {
+            1 => QuantizedWeight::per_tensor(data, scales[0], zero_points[0], n, k),
             _ => QuantizedWeight::per_channel(data, scales, zero_points, n, k),
         }
         .map(Some)
     }
 
-    /// A float8 weight's values: each times its scale, in `f32`.
+    /// The weight's values: each less its zero point, times its scale, in `f32`.
     ///
     /// # Errors
     /// Those of reading.
     pub(crate) fn floats(&self, file: &ModelFile, full: &str) -> Result<Vec<f32>> {
         let tensor = file.tensor(full)?;
         let (n, k) = (tensor.shape()[0], tensor.shape()[1]);
-        let scales = self.scales(file)?;
-        let of: &dyn Fn(usize, usize) -> usize = match scales.len() {
-            1 => &|_, _| 0,
-            len if len == n && file.tensor(&self.scale)?.shape() != [n.div_ceil(BLOCK), k.div_ceil(BLOCK)] => {
-                &|row, _| row
-            }
-            _ => &|row, column| row / BLOCK * k.div_ceil(BLOCK) + column / BLOCK,
+        let (scales, zero_points) = (self.scales(file)?, self.zero_points(file)?);
+        let by_row = scales.len() == n && file.tensor(&self.scale)?.shape() != blocks(n, k);
+        let of = |row: usize, column: usize| match scales.len() {
+            1 => 0,
+            _ if by_row => row,
+            _ => row / BLOCK * k.div_ceil(BLOCK) + column / BLOCK,
         };
-        let decode = if tensor.dtype() == Dtype::F8_E5M2 { f8_e5m2 } else { f8_e4m3 };
-        let values = tensor.data()?.iter().map(|&byte| decode(byte)).collect::<Vec<f32>>();
-        let scaled = values.iter().enumerate().map(|(i, value)| value * scales[of(i / k, i % k)]);
-        Ok(scaled.collect())
+        let decode = match tensor.dtype() {
+            Dtype::F8_E5M2 => f8_e5m2,
+            Dtype::F8_E4M3 => f8_e4m3,
+            _ => |byte: u8| f32::from(byte as i8),
+        };
+        let value = |(i, &byte): (usize, &u8)| {
+            let of = of(i / k, i % k);
+            // Both exact, as is their difference.
+            (decode(byte) - zero_points.get(of).map_or(0.0, |&zero_point| zero_point as f32)) * scales[of]
+        };
+        Ok(tensor.data()?.iter().enumerate().map(value).collect())
     }
 
     fn scales(&self, file: &ModelFile) -> Result<Vec<f32>> {
-        floats(&self.scale, &file.tensor(&self.scale)?)
+        let mut scales = floats(&self.scale, &file.tensor(&self.scale)?)?;
+        if let Kind::Int8 { divisor } = self.kind {
+            scales.iter_mut().for_each(|scale| *scale /= divisor);
+        }
+        Ok(scales)
+    }
+
+    /// As many as scales; none of float8.
+    fn zero_points(&self, file: &ModelFile) -> Result<Vec<i32>> {
+        match (&self.zero_point, self.kind) {
+            (_, Kind::Float8) => Ok(Vec::new()),
+            (None, _) => Ok(vec![0; self.channels(file)?]),
+            (Some(name), _) => {
+                let tensor = file.tensor(name)?;
+                let bytes = tensor.data()?;
+                Ok(match tensor.dtype() {
+                    Dtype::I8 => numbers(&bytes, |b| i32::from(i8::from_le_bytes(b))),
+                    Dtype::I32 => numbers(&bytes, i32::from_le_bytes),
+                    // One beyond 32 bits is as wrong as the largest.
+                    _ => numbers(&bytes, |b| i32::try_from(i64::from_le_bytes(b)).unwrap_or(i32::MAX)),
+                })
+            }
+        }
     }
 
     /// How many scales it has.
@@ -176,13 +224,22 @@ impl Foreign {
     /// # Errors
     /// [`Error::MissingTensor`].
     pub(crate) fn channels(&self, file: &ModelFile) -> Result<usize> {
-        Ok(file.tensor(&self.scale)?.shape().iter().product())
+        Ok(elements(&file.tensor(&self.scale)?))
     }
 
-    /// Whether it is in 8-bit integers, and so needs no quantizing.
+    /// Whether it is in 8-bit integers.
     pub(crate) fn is_int8(&self) -> bool {
         matches!(self.kind, Kind::Int8 { .. })
     }
+}
+
+fn elements(tensor: &Tensor) -> usize {
+    tensor.shape().iter().product()
+}
+
+/// The shape of the scales of a matrix, one for each block.
+fn blocks(rows: usize, columns: usize) -> [usize; 2] {
+    [rows.div_ceil(BLOCK), columns.div_ceil(BLOCK)]
 }
 
 /// Four bits of exponent (bias 7), three of fraction, no infinity: the `e4m3fn` of ML frameworks.

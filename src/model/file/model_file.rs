@@ -1,6 +1,6 @@
 //! A safetensors file, or several as one, as a model: its layers and tensors, read when asked for.
 
-use super::format::{FOREIGN_KEY, FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, floats, layer_of, numbers, wrong};
+use super::format::{FOREIGN_KEY, FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, floats, is_float, layer_of, numbers, wrong};
 use super::header::Header;
 use super::shards::{self, Shard};
 use super::source::Source;
@@ -14,6 +14,7 @@ use crate::quant::input::InputScheme;
 use crate::quant::weight::QuantizedWeight;
 use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,9 +44,9 @@ impl ModelFile<'static> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::WrongFormat`] for what is no safetensors file, by name; [`Error::InvalidFile`]; [`Error::MissingShards`];
-    /// [`Error::OneOfShards`] for one shard alone; [`Error::DuplicateName`] for a tensor in two shards; and those of
-    /// [`parse`](Self::parse).
+    /// [`Error::WrongFormat`] for what is no safetensors file, by name; [`Error::InvalidFile`]; [`Error::InFile`] around
+    /// them where it is one of several; [`Error::MissingShards`]; [`Error::OneOfShards`] for one shard alone;
+    /// [`Error::NameClash`] for a tensor in two shards; [`Error::Io`]; and those of [`parse`](Self::parse).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (shards, wanted) = shards::resolve(path)?;
@@ -85,8 +86,13 @@ impl<'a> ModelFile<'a> {
             config: None,
         };
         let mut has_format = false;
-        for Shard { source, path } in shards {
-            let header = Header::read(&source, path.as_deref())?;
+        let name = |shard: &Shard| Some(shard.path.as_deref()?.file_name()?.to_string_lossy().into_owned());
+        let names: Vec<String> = shards.iter().map(|shard| name(shard).unwrap_or_default()).collect();
+        for (Shard { source, path }, name) in shards.into_iter().zip(&names) {
+            let header = Header::read(&source, path.as_deref()).map_err(|e| match names.len() {
+                1 => e,
+                _ => Error::InFile { file: name.clone(), source: Box::new(e) },
+            })?;
             let metadata = header.about.metadata().clone().unwrap_or_default();
             if alone && let Some(path) = &path {
                 shards::check_alone(path, &metadata)?;
@@ -101,13 +107,10 @@ impl<'a> ModelFile<'a> {
             for (name, info) in header.tensors() {
                 let (start, end) = info.data_offsets;
                 let range = header.start + start as u64..header.start + end as u64;
-                let (dtype, shape) = (info.dtype, info.shape);
-                if file
-                    .tensors
-                    .insert(name.clone(), Entry { source: file.sources.len(), dtype, shape, range })
-                    .is_some()
-                {
-                    return Err(Error::DuplicateName { name });
+                let (source, dtype, shape) = (file.sources.len(), info.dtype, info.shape);
+                if let Some(first) = file.tensors.insert(name.clone(), Entry { source, dtype, shape, range }) {
+                    let (first, second) = (names[first.source].clone(), names[source].clone());
+                    return Err(Error::NameClash { name, first, second });
                 }
             }
             file.metadata.extend(metadata);
@@ -115,6 +118,9 @@ impl<'a> ModelFile<'a> {
         }
         if has_format {
             file.int8 = file.find_int8()?;
+            for name in file.embedding_tables() {
+                file.table_shape(name).map_err(|e| e.in_layer(name))?;
+            }
         }
         Ok(file)
     }
@@ -245,6 +251,15 @@ impl<'a> ModelFile<'a> {
         Ok(Tensor::new(entry, &self.sources[entry.source]))
     }
 
+    /// Where a tensor's bytes are.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub(crate) fn place(&self, name: &str) -> Result<(&Source<'a>, Range<u64>)> {
+        let entry = self.tensors.get(name).ok_or_else(|| Error::MissingTensor { name: name.to_string() })?;
+        Ok((&self.sources[entry.source], entry.range.clone()))
+    }
+
     /// The names of the layers in int8; an error where one is incomplete.
     fn find_int8(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = Vec::new();
@@ -252,7 +267,10 @@ impl<'a> ModelFile<'a> {
             match (layer_of(full, "weight"), layer_of(full, "col_offsets")) {
                 (Some(name), _) if self.metadata.contains_key(&format!("{FOREIGN_KEY}{name}")) => {}
                 (Some(name), _) if tensor.dtype == Dtype::I8 => names.push(name.to_string()),
-                (_, Some(name)) => names.push(name.to_string()),
+                // Beside a weight in floats it is something else by that name.
+                (_, Some(name)) if !self.tensor(&join_name(name, "weight")).is_ok_and(|w| is_float(w.dtype())) => {
+                    names.push(name.to_string());
+                }
                 _ => {}
             }
         }

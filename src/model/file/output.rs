@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Seek};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,32 +36,33 @@ impl Output {
         if path.file_name().is_none() {
             return Err(io(io::Error::new(ErrorKind::InvalidInput, "not the path of a file")));
         }
-        let regular = old.as_ref().is_none_or(Metadata::is_file);
-        let resolved = if regular { follow_links(path).map_err(io)? } else { path.to_path_buf() };
-        let beside = regular.then(|| Temporary::new(folder_of(&resolved)));
-        let (spool, beside) = match beside {
-            Some(Ok(spool)) => (spool, true),
-            Some(Err(source)) if old.is_some() && !in_place => {
-                return Err(match source.kind() {
-                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-                        Error::CannotReplace { path: path.display().to_string(), source }
-                    }
-                    _ => io(source),
-                });
+        if old.as_ref().is_some_and(|old| !old.is_file()) {
+            let spool = Temporary::elsewhere().map_err(io)?;
+            return Ok(Self { spool, path: path.to_path_buf(), old, in_place, beside: false });
+        }
+        let path = follow_links(path).map_err(io)?;
+        let (spool, beside) = match Temporary::new(folder_of(&path), 0o666) {
+            Ok(spool) => (spool, true),
+            Err(_) if old.is_some() && in_place => (Temporary::elsewhere().map_err(io)?, false),
+            Err(source) if old.is_some() && is_no_replacing(&source) => {
+                return Err(Error::CannotReplace { path: path.display().to_string(), source });
             }
-            Some(Err(source)) if old.is_none() => return Err(io(source)),
-            _ => (Temporary::new(&std::env::temp_dir()).map_err(io)?, false),
+            Err(source) => return Err(io(source)),
         };
         if let (Some(old), true) = (&old, beside) {
             // From the start, so that the content is never seen by more people than before.
-            spool.file.set_permissions(old.permissions()).map_err(io)?;
+            spool.be_as(old).map_err(io)?;
         }
-        Ok(Self { spool, path: resolved, old, in_place, beside })
+        Ok(Self { spool, path, old, in_place, beside })
     }
 
-    /// What is written to.
-    pub(crate) fn file(&self) -> &File {
-        &self.spool.file
+    /// Opens what is written to.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn open(&self) -> Result<File> {
+        let file = OpenOptions::new().write(true).open(&self.spool.path);
+        file.map_err(|e| self.failed(e))
     }
 
     /// The file itself: where links lead to.
@@ -79,7 +80,7 @@ impl Output {
         Error::Io { path: self.path.display().to_string(), source }
     }
 
-    /// Puts the file in its place: on the disk before it takes the name, so that a crash leaves the old one or the new.
+    /// Puts the file in its place, which must be on the disk by now, so that a crash leaves the old one or the new.
     ///
     /// # Errors
     /// [`Error::CannotReplace`], [`Error::Io`].
@@ -87,18 +88,12 @@ impl Output {
         if !self.beside {
             return self.copy();
         }
-        self.spool.file.sync_all().map_err(|e| self.failed(e))?;
         match std::fs::rename(&self.spool.path, &self.path) {
             Ok(()) => Ok(()),
             // A mount point of its own, as containers have it, or a folder that lets files be written and not renamed.
-            Err(source) if self.old.is_some() => match (source.kind(), self.in_place) {
-                (ErrorKind::ResourceBusy | ErrorKind::CrossesDevices | ErrorKind::PermissionDenied, true) => {
-                    self.copy()
-                }
-                (ErrorKind::ResourceBusy | ErrorKind::CrossesDevices | ErrorKind::PermissionDenied, false) => {
-                    Err(Error::CannotReplace { path: self.path.display().to_string(), source })
-                }
-                _ => Err(self.failed(source)),
+            Err(source) if self.old.is_some() && is_no_replacing(&source) => match self.in_place {
+                true => self.copy(),
+                false => Err(Error::CannotReplace { path: self.path.display().to_string(), source }),
             },
             Err(source) => Err(self.failed(source)),
         }
@@ -107,15 +102,29 @@ impl Output {
     /// Copies the content into what is there.
     fn copy(&self) -> Result<()> {
         let copy = || {
-            let mut from = &self.spool.file;
-            from.rewind()?;
+            let mut from = File::open(&self.spool.path)?;
             let regular = self.old.as_ref().is_some_and(Metadata::is_file);
+            if !regular {
+                // Gone before a pipe's reader is waited for, where a signal may end the process.
+                std::fs::remove_file(&self.spool.path)?;
+            }
             let mut to = OpenOptions::new().write(true).truncate(regular).open(&self.path)?;
             io::copy(&mut from, &mut to)?;
             if regular { to.sync_all() } else { Ok(()) }
         };
         copy().map_err(|e| self.failed(e))
     }
+}
+
+/// Whether an error says that a file can't be replaced, and perhaps be written to.
+fn is_no_replacing(error: &io::Error) -> bool {
+    let kinds = [
+        ErrorKind::ResourceBusy,
+        ErrorKind::CrossesDevices,
+        ErrorKind::PermissionDenied,
+        ErrorKind::ReadOnlyFilesystem,
+    ];
+    kinds.contains(&error.kind())
 }
 
 /// The folder that a file is in.
@@ -139,24 +148,46 @@ fn follow_links(path: &Path) -> io::Result<PathBuf> {
 
 /// A new file under a name of its own; removed unless it is renamed.
 struct Temporary {
-    file: File,
     path: PathBuf,
 }
 
 impl Temporary {
-    fn new(folder: &Path) -> io::Result<Self> {
+    /// One that others may read as `mode` says, less what the process's mask takes away.
+    fn new(folder: &Path, mode: u32) -> io::Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
+        #[cfg(not(unix))]
+        let _ = mode;
         // Short, whatever the name of the file to be, which may be as long as names can be.
         loop {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(format!(".fbgemm-{}-{count}.tmp", std::process::id()));
-            match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(Self { file, path }),
+            match options.open(&path) {
+                Ok(_) => return Ok(Self { path }),
                 // Of a process that had this number before.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// One in the folder for such files, where others must not read it.
+    fn elsewhere() -> io::Result<Self> {
+        Self::new(&std::env::temp_dir(), 0o600)
+    }
+
+    /// Gives it the mode of another file, and its owner and group where this process may.
+    fn be_as(&self, other: &Metadata) -> io::Result<()> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{MetadataExt, chown};
+            let _ = chown(&self.path, None, Some(other.gid()));
+            let _ = chown(&self.path, Some(other.uid()), None);
+        }
+        std::fs::set_permissions(&self.path, other.permissions())
     }
 }
 

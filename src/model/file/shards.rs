@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// In a shard's metadata: its number and how many there are, `1/3`.
 pub(crate) const SHARD_KEY: &str = "fbgemm_shard";
-/// The index's name that libraries look for.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// The file's name that libraries look for, if a model is one file; and, with `.index.json` behind it, its index's.
+pub(crate) const MODEL: &str = "model.safetensors";
 
 /// One file of a model.
 pub(crate) struct Shard<'a> {
@@ -41,7 +41,8 @@ pub(crate) fn resolve(path: &Path) -> Result<(Vec<Shard<'static>>, Option<Vec<St
     Ok((vec![Shard { source: Source::open(&path)?, path: Some(path) }], None))
 }
 
-fn is_index(path: &Path) -> bool {
+/// Whether a path is that of an index of shards, by its name.
+pub(crate) fn is_index(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
 }
 
@@ -57,15 +58,17 @@ fn resolve_folder(folder: &Path) -> Result<(Vec<Shard<'static>>, Option<Vec<Stri
     };
     match (&indices[..], &files[..]) {
         ([index], _) => resolve_index(&folder.join(index)),
-        ([], [file]) => resolve(&folder.join(file)),
         ([], []) => {
             let reason = format!("the folder {} has no .safetensors file and no index of shards", folder.display());
             Err(Error::InvalidFile { reason })
         }
-        ([], [first, ..]) => {
+        ([], [first, rest @ ..]) => {
             let set = set_of(first).filter(|set| files.iter().all(|name| set.contains(name.as_str())));
-            let set = set.ok_or_else(|| several("safetensors files", &files))?;
-            Ok((open_all(folder, set)?, None))
+            match set {
+                Some(set) => Ok((open_all(folder, set)?, None)),
+                None if rest.is_empty() => Ok((open_all(folder, [first.to_string()].into())?, None)),
+                None => Err(several("safetensors files", &files)),
+            }
         }
         (indices, _) => Err(several("indices", indices)),
     }
@@ -119,20 +122,21 @@ fn open_all(folder: &Path, names: BTreeSet<String>) -> Result<Vec<Shard<'static>
 }
 
 /// `NAME-00001-of-00003.safetensors` as its parts: everything before the numbers, the number, of how many, and the rest.
+/// What comes before the numbers may also end in `_` or a dot, and the rest be nothing.
 fn parts(name: &str) -> Option<(&str, usize, usize, &str)> {
     let (before, after) = name.rsplit_once("-of-")?;
-    let (stem, number) = before.rsplit_once('-')?;
-    let digits = after.find(|c: char| !c.is_ascii_digit())?;
-    let (of, rest) = after.split_at(digits);
-    let all_digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-    Some((stem, number.parse().ok().filter(|_| all_digits)?, of.parse().ok()?, rest))
+    let stem = before.trim_end_matches(|c: char| c.is_ascii_digit());
+    let rest = after.trim_start_matches(|c: char| c.is_ascii_digit());
+    let of = &after[..after.len() - rest.len()];
+    Some((stem, before[stem.len()..].parse().ok()?, of.parse().ok()?, rest))
+        .filter(|(stem, ..)| stem.ends_with(['-', '_', '.']))
 }
 
 /// The names of all shards of the set that this one's name is of.
 fn set_of(name: &str) -> Option<BTreeSet<String>> {
     let (stem, _, of, rest) = parts(name).filter(|(_, _, of, _)| (1..=100_000).contains(of))?;
     let width = name.rsplit_once("-of-")?.1.len() - rest.len();
-    Some((1..=of).map(|number| format!("{stem}-{number:0width$}-of-{of:0width$}{rest}")).collect())
+    Some((1..=of).map(|number| format!("{stem}{number:0width$}-of-{of:0width$}{rest}")).collect())
 }
 
 /// The name of one shard of `of`, as transformers names them.

@@ -113,6 +113,13 @@ fn read_at(mut file: &File, start: u64, to: &mut [u8]) -> std::io::Result<()> {
     file.read_exact(to)
 }
 
+/// Whether an ONNX model's first field behind its version, its producer, is one of those known.
+fn has_producer(start: &[u8]) -> bool {
+    let early = &start[..start.len().min(64)];
+    let producers: [&[u8]; 3] = [b"onnx", b"pytorch", b"tf2onnx"];
+    producers.into_iter().any(|producer| early.windows(producer.len()).any(|at| at == producer))
+}
+
 /// What a file is that is no safetensors file, and what to do with it, where its first bytes or its name tell.
 pub(crate) fn known_kind(start: &[u8], path: Option<&Path>) -> Option<(&'static str, &'static str)> {
     const PYTORCH: &str = "load it in PyTorch and store it by examples/export.py, or by safetensors.torch.save_file";
@@ -133,7 +140,7 @@ pub(crate) fn known_kind(start: &[u8], path: Option<&Path>) -> Option<(&'static 
         Some(("a NumPy array (npy)", "store it by safetensors.numpy.save_file"))
     } else if start.starts_with(b"\x89HDF") {
         Some(("an HDF5 file, as Keras writes it", "convert it to safetensors"))
-    } else if extension == "onnx" || start.starts_with(b"\x08") && start.windows(4).take(64).any(|at| at == b"onnx") {
+    } else if extension == "onnx" || start.starts_with(b"\x08") && has_producer(start) {
         Some(("an ONNX model", "use the PyTorch model that it was made from"))
     } else if text.get(..5).is_some_and(|tag| tag.eq_ignore_ascii_case(b"<html") || tag.eq_ignore_ascii_case(b"<!doc"))
     {

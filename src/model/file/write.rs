@@ -1,16 +1,16 @@
 //! Writing a file part by part, beside the one that it replaces; or several, as shards and their index.
 
-use super::format::{FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, layer_of};
+use super::format::{EMBEDDING_KEY, FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS, layer_of};
 use super::model_file::ModelFile;
 use super::output::Output;
-use super::shards::{INDEX, Index, SHARD_KEY, Shard, shard_name};
+use super::shards::{Index, MODEL, SHARD_KEY, Shard, check_alone, is_index, shard_name};
 use super::source::Source;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use safetensors::tensor::{Dtype, TensorInfo};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Seek, SeekFrom, Write};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -20,14 +20,19 @@ pub(crate) struct Part<'a> {
     content: Content<'a>,
 }
 
+/// Gives one item for each of a part's tensors.
+type Make<'a> = Box<dyn FnOnce() -> Result<Vec<Cow<'a, [u8]>>> + 'a>;
+
 enum Content<'a> {
-    /// One item for each of the part's tensors.
+    /// Made when it is their turn.
     Made(Make<'a>),
     /// As it stands in another file.
     Copied(Tensor<'a>),
+    /// The bytes of the part's one tensor, piece by piece, to the function that it is given.
+    Streamed(Stream<'a>),
 }
 
-type Make<'a> = Box<dyn FnOnce() -> Result<Vec<Cow<'a, [u8]>>> + 'a>;
+type Stream<'a> = Box<dyn FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a>;
 
 impl<'a> Part<'a> {
     /// Tensors whose bytes `make` gives, in the same order.
@@ -44,6 +49,14 @@ impl<'a> Part<'a> {
         Self { tensors: about, content: Content::Copied(tensor) }
     }
 
+    /// One tensor whose bytes `stream` gives piece by piece, so that it is never whole in memory.
+    pub(crate) fn streamed(
+        tensor: (String, Dtype, Vec<usize>),
+        stream: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a,
+    ) -> Self {
+        Self { tensors: vec![tensor], content: Content::Streamed(Box::new(stream)) }
+    }
+
     /// Makes the bytes, for what making them tells, and drops them.
     ///
     /// # Errors
@@ -52,6 +65,7 @@ impl<'a> Part<'a> {
         match self.content {
             Content::Made(make) => make().map(drop),
             Content::Copied(_) => Ok(()),
+            Content::Streamed(stream) => stream(&mut |_| Ok(())),
         }
     }
 
@@ -90,34 +104,55 @@ pub(crate) fn write(
     let version = version(&parts, &metadata);
     let total_size: u64 = parts.iter().map(Part::size).sum();
     let shards = split(parts, target.max_shard_size);
-    let count = shards.len();
-    if count == 1 && target.max_shard_size.is_some() && target.path.is_dir() {
-        let path = target.path.join("model.safetensors");
-        return write_shards(shards, vec![path], metadata, version, target.in_place, None, done);
+    let places = Places::of(target, shards.len())?;
+    let index = places.index.as_ref().map(|path| {
+        let mut weight_map = BTreeMap::new();
+        for (shard, file) in shards.iter().zip(&places.files) {
+            let names = shard.iter().flat_map(|part| &part.tensors).map(|(name, ..)| name.clone());
+            let file = file.file_name().unwrap_or_default().to_string_lossy();
+            weight_map.extend(names.map(|name| (name, file.to_string())));
+        }
+        let metadata = [("total_size".to_string(), total_size.into())].into_iter().collect();
+        (path.clone(), Index { metadata, weight_map })
+    });
+    write_shards(shards, places.files, metadata, version, target.in_place, index, done)
+}
+
+/// The paths of the files to be.
+struct Places {
+    files: Vec<PathBuf>,
+    index: Option<PathBuf>,
+}
+
+impl Places {
+    /// Of so many files: the target itself for one; in a folder by libraries' own names.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::OneOfShards`] for a name that a file alone can't be read by.
+    fn of(target: &Target, count: usize) -> Result<Self> {
+        let in_folder = target.max_shard_size.is_some() && target.path.is_dir();
+        let (folder, name) = match target.path.file_name() {
+            _ if in_folder => (target.path, MODEL.into()),
+            name => (target.path.parent().unwrap_or(Path::new("")), name.unwrap_or_default().to_string_lossy()),
+        };
+        if count == 1 && !in_folder {
+            if is_index(target.path) {
+                let source = std::io::Error::new(ErrorKind::InvalidInput, "this is the name of an index of shards");
+                return Err(Error::Io { path: target.path.display().to_string(), source });
+            }
+            check_alone(target.path, &HashMap::new())?;
+        }
+        let stem = name.strip_suffix(".index.json").unwrap_or(&name);
+        let stem = stem.strip_suffix(".safetensors").unwrap_or(stem);
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        if count > 1 {
+            let files = (1..=count).map(|number| folder.join(shard_name(stem, number, count))).collect();
+            return Ok(Self { files, index: Some(index) });
+        }
+        let file = if in_folder { folder.join(MODEL) } else { target.path.to_path_buf() };
+        // One that is there already would be believed, and lead to other files.
+        Ok(Self { files: vec![file], index: Some(index).filter(|index| in_folder && index.exists()) })
     }
-    if count == 1 {
-        return write_shards(shards, vec![target.path.to_path_buf()], metadata, version, target.in_place, None, done);
-    }
-    let (folder, stem, index) = if target.path.is_dir() {
-        (target.path.to_path_buf(), "model".to_string(), INDEX.to_string())
-    } else {
-        let name = target.path.file_name().unwrap_or_default().to_string_lossy();
-        let stem = name.strip_suffix(".safetensors").unwrap_or(&name).to_string();
-        (
-            target.path.parent().unwrap_or(Path::new("")).to_path_buf(),
-            stem.clone(),
-            format!("{stem}.safetensors.index.json"),
-        )
-    };
-    let names: Vec<String> = (1..=count).map(|number| shard_name(&stem, number, count)).collect();
-    let mut weight_map = BTreeMap::new();
-    for (shard, file) in shards.iter().zip(&names) {
-        weight_map.extend(shard.iter().flat_map(|part| &part.tensors).map(|(name, ..)| (name.clone(), file.clone())));
-    }
-    let metadata_of_index = [("total_size".to_string(), total_size.into())].into_iter().collect();
-    let index = (folder.join(index), Index { metadata: metadata_of_index, weight_map });
-    let paths = names.iter().map(|name| folder.join(name)).collect();
-    write_shards(shards, paths, metadata, version, target.in_place, Some(index), done)
 }
 
 /// Parts in their order, so many to a shard as fit.
@@ -142,7 +177,13 @@ fn version(parts: &[Part], metadata: &BTreeMap<String, String>) -> u32 {
     let channels = |(name, _, shape): &(String, Dtype, Vec<usize>)| layer_of(name, "scale").is_some() && shape != &[1];
     let of_version_2 = metadata.keys().any(|key| key.starts_with(INPUT_KEY) || key.starts_with(FP16_KEY))
         || parts.iter().any(|part| part.tensors[0].1 == Dtype::I8 && part.tensors.iter().any(channels));
-    if of_version_2 { FORMAT } else { 1 }
+    if metadata.keys().any(|key| key.starts_with(EMBEDDING_KEY)) {
+        FORMAT
+    } else if of_version_2 {
+        2
+    } else {
+        1
+    }
 }
 
 fn write_shards(
@@ -161,7 +202,7 @@ fn write_shards(
         let layers: BTreeSet<&str> =
             parts.iter().flat_map(|part| &part.tensors).filter_map(|(name, ..)| layer_of(name, "weight")).collect();
         let elsewhere = |key: &str| {
-            let layer = [INPUT_KEY, FP16_KEY].iter().find_map(|prefix| key.strip_prefix(prefix));
+            let layer = OF_LAYERS.iter().find_map(|prefix| key.strip_prefix(prefix));
             count > 1 && layer.is_some_and(|layer| !layers.contains(layer))
         };
         let mut metadata: BTreeMap<String, String> = metadata
@@ -190,7 +231,8 @@ fn write_shards(
         Some((path, index)) => {
             let output = Output::create(&path, in_place)?;
             let json = serde_json::to_vec_pretty(&index).map_err(|e| Error::InvalidFile { reason: e.to_string() })?;
-            output.file().write_all(&json).map_err(|e| output.failed(e))?;
+            let mut file = output.open()?;
+            file.write_all(&json).and_then(|()| file.sync_all()).map_err(|e| output.failed(e))?;
             Some(output)
         }
     };
@@ -219,7 +261,7 @@ fn write_parts(
         ends.insert(name.to_string(), (end - size, end));
     }
     let header = header_bytes(&parts, &ends, metadata)?;
-    let mut file = output.file();
+    let mut file = output.open()?;
     let io = |e| output.failed(e);
     file.write_all(&header).map_err(io)?;
     let count = parts.len();
@@ -234,6 +276,16 @@ fn write_parts(
                     file.write_all(&bytes).map_err(io)?;
                 }
             }
+            Content::Streamed(stream) => {
+                let (start, size) = place(&tensors[0].0);
+                file.seek(SeekFrom::Start((header.len() + start) as u64)).map_err(io)?;
+                let mut written = 0;
+                stream(&mut |piece| {
+                    written += piece.len();
+                    file.write_all(piece).map_err(io)
+                })?;
+                assert_eq!(written, size, "a part gives the bytes that its tensor's shape says");
+            }
             Content::Copied(tensor) => {
                 let (start, size) = place(&tensors[0].0);
                 file.seek(SeekFrom::Start((header.len() + start) as u64)).map_err(io)?;
@@ -244,6 +296,9 @@ fn write_parts(
                     file.write_all(piece).map_err(io)?;
                 }
             }
+        }
+        if i + 1 == count {
+            file.sync_all().map_err(io)?; // which takes long, so it is over when the last part is told as done
         }
         if done(i + 1).is_break() {
             return Err(Error::Interrupted);
