@@ -14,8 +14,8 @@ import sys
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
-    AutoModel, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig,
-    DistilBertForSequenceClassification, DistilBertModel, MPNetConfig, MPNetForSequenceClassification, MPNetModel,
+    AutoModel, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel,
+    DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel, MPNetConfig, MPNetForSequenceClassification, MPNetModel,
     PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification, RobertaModel, XLMRobertaConfig,
     XLMRobertaForSequenceClassification, XLMRobertaModel,
 )
@@ -53,7 +53,8 @@ def word_piece(cls="[CLS]", sep="[SEP]", pad="[PAD]", unk="[UNK]", mask="[MASK]"
         tokenizer.post_processor = processors.RobertaProcessing(ids[1], ids[0])
     tokenizer.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, cls_token=cls, sep_token=sep, pad_token=pad, unk_token=unk, mask_token=mask)
+        tokenizer_object=tokenizer, cls_token=cls, sep_token=sep, pad_token=pad, unk_token=unk, mask_token=mask,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"])
 
 
 def byte_pairs():
@@ -138,7 +139,6 @@ def pooled(name, config, model, tokenizer, pooling):
     reloaded, entries = AutoModel.from_pretrained(path).eval(), []
     for text in TEXTS:
         inputs = tokens(tokenizer, text, length)
-        inputs.pop("token_type_ids", None) if "Distil" in type(model).__name__ else None
         with torch.no_grad():
             states = reloaded(**{k: v for k, v in inputs.items() if k != "token_type_ids"}).last_hidden_state[0]
         vector = {"cls": states[0], "mean": states.mean(0), "max": states.max(0).values}[pooling]
