@@ -57,7 +57,11 @@ pub(crate) fn linear(
 /// What a row's bytes add up to, wrapping around.
 #[inline(always)]
 pub(super) fn row_sum(bytes: &[u8]) -> i32 {
-    bytes.iter().fold(0i32, |sum, &q| sum.wrapping_add(i32::from(q)))
+    let mut sum = 0i32;
+    for &q in bytes {
+        sum = sum.wrapping_add(i32::from(q));
+    }
+    sum
 }
 
 /// FBGEMM's `ReQuantizeForFloat` for one row, whose bytes add up to `row_offset`: y = (sum − zero points' parts) · (scale · scale) + bias, the last two steps
@@ -68,6 +72,7 @@ pub(super) fn finish_row(sums: &[i32], row_offset: i32, params: Params, stage: &
     let Params { scale, zero_point } = params;
     let n = output.len();
     let (sums, col_offsets, bias) = (&sums[..n], &stage.col_offsets[..n], stage.bias);
+    // Loops, not iterators' methods: those are functions that the compiler may not inline, and then compiles without AVX2.
     let exact = |i: usize, of_weight: i32| {
         (sums[i].wrapping_sub(zero_point.wrapping_mul(col_offsets[i]))).wrapping_sub(row_offset.wrapping_mul(of_weight))
             as f32
@@ -75,21 +80,31 @@ pub(super) fn finish_row(sums: &[i32], row_offset: i32, params: Params, stage: &
     if let ([of_weight], [its_zero_point]) = (stage.scales, stage.zero_points) {
         let multiplier = scale * of_weight;
         if bias.is_empty() {
-            (0..n).for_each(|i| output[i] = exact(i, *its_zero_point) * multiplier);
+            for i in 0..n {
+                output[i] = exact(i, *its_zero_point) * multiplier;
+            }
         } else {
             let bias = &bias[..n];
-            (0..n).for_each(|i| output[i] = exact(i, *its_zero_point).mul_add(multiplier, bias[i]));
+            for i in 0..n {
+                output[i] = exact(i, *its_zero_point).mul_add(multiplier, bias[i]);
+            }
         }
     } else {
         let (scales, zero_points) = (&stage.scales[..n], &stage.zero_points[..n]);
         if bias.is_empty() {
-            (0..n).for_each(|i| output[i] = exact(i, zero_points[i]) * (scale * scales[i]));
+            for i in 0..n {
+                output[i] = exact(i, zero_points[i]) * (scale * scales[i]);
+            }
         } else {
             let bias = &bias[..n];
-            (0..n).for_each(|i| output[i] = exact(i, zero_points[i]).mul_add(scale * scales[i], bias[i]));
+            for i in 0..n {
+                output[i] = exact(i, zero_points[i]).mul_add(scale * scales[i], bias[i]);
+            }
         }
     }
     if stage.relu {
-        output.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
+        for y in output.iter_mut() {
+            *y = if *y < 0.0 { 0.0 } else { *y };
+        }
     }
 }
