@@ -41,7 +41,7 @@ fn split(repetitions: usize) {
                 )
             });
             assert!(alone.iter().zip(&together).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} rows of {n}x{k}");
-            let parts = layer.tasks_worth(m, 2);
+            let parts = layer.suggested_tasks(m, 2);
             let shape = format!("{n}x{k}");
             let faster = a.as_secs_f64() / b.as_secs_f64();
             println!("{m:>5} {shape:>11} {parts:>6} {:>12.1} {:>12.1} {faster:>7.2}x", micros(a), micros(b));

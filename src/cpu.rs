@@ -63,7 +63,7 @@ impl SupportedCpu {
     }
 }
 
-/// The first thing that FBGEMM needs and the CPU lacks.
+/// The first feature that FBGEMM needs and this CPU lacks.
 fn missing() -> Option<&'static str> {
     // Asked before FBGEMM is: its own answer says no more than no.
     #[cfg(target_arch = "x86_64")]

@@ -236,10 +236,7 @@ pub enum Error {
     },
 
     /// No layer of the model was chosen.
-    #[error(
-        "none of the {layers} linear layers was chosen ({already} are quantized already, {transposed} are stored [in, out] \
-         and wait to be chosen by `transpose`), expected at least one to quantize"
-    )]
+    #[error("{}", nothing_to_quantize(*layers, *already, *transposed))]
     NothingToQuantize {
         /// How many linear layers there are.
         layers: usize,
@@ -468,6 +465,70 @@ pub enum Error {
         /// The exception's text.
         message: String,
     },
+
+    /// A row of an embedding table would end within a byte.
+    #[error("dimension is {dimension}, expected a multiple of {multiple} for elements of {bits} bits")]
+    IndivisibleDimension {
+        /// The dimension.
+        dimension: usize,
+        /// The bits of an element.
+        bits: u32,
+        /// The number of elements in a byte.
+        multiple: usize,
+    },
+
+    /// An index is no row's of its table.
+    #[error("indices[{position}] is {index}, expected a row of the table, which has {rows}")]
+    IndexOutOfRange {
+        /// The index.
+        index: i64,
+        /// Where it is.
+        position: usize,
+        /// The table's rows.
+        rows: usize,
+    },
+
+    /// Offsets of bags do not start with 0, descend, or do not end as the indices do.
+    #[error(
+        "offsets[{position}] is {given}, expected {low} to {high}: offsets begin with 0, never descend and stay within \
+         the indices, with whose number the one more at the end is equal"
+    )]
+    InvalidOffset {
+        /// Which.
+        position: usize,
+        /// The offset.
+        given: i64,
+        /// The least that it can be.
+        low: i64,
+        /// The most that it can be.
+        high: i64,
+    },
+
+    /// A bag has more rows than can be counted.
+    #[error("bag {bag} has {given} indices, expected at most {limit}")]
+    BagTooLong {
+        /// The bag.
+        bag: usize,
+        /// The number of its indices.
+        given: usize,
+        /// The largest number.
+        limit: usize,
+    },
+
+    /// Weights were given for a mean.
+    #[error("per-sample weights were given for a mean, expected none: PyTorch defines them for sums alone")]
+    WeightedMean,
+
+    /// A row of a stored embedding table has a scale or bias that is NaN or infinite.
+    #[error("row {row} of the table has scale {scale} and bias {bias}, expected finite numbers")]
+    InvalidRow {
+        /// The row.
+        row: usize,
+        /// Its scale.
+        scale: f32,
+        /// Its bias.
+        bias: f32,
+    },
 }
 
 impl Error {
@@ -475,7 +536,7 @@ impl Error {
     ///
     /// ```
     /// let mut model = vec![fbgemm::Linear::new(vec![f32::NAN], None, 1, 1)?];
-    /// let error = fbgemm::quantize_linear_modules(&mut model, &fbgemm::QuantizeOptions::new(fbgemm::LinearScheme::Fp16)).unwrap_err();
+    /// let error = fbgemm::quantize_modules(&mut model, &fbgemm::QuantizeOptions::new(fbgemm::LinearScheme::Fp16)).unwrap_err();
     /// assert_eq!(error.to_string(), "layer \"0\"");
     /// assert_eq!(error.chain(), "layer \"0\": weight[0] is NaN, expected a finite number");
     /// # Ok::<(), fbgemm::Error>(())
@@ -494,6 +555,20 @@ impl Error {
     pub(crate) fn in_layer(self, name: &str) -> Self {
         Self::InLayer { name: name.to_string(), source: Box::new(self) }
     }
+}
+
+fn nothing_to_quantize(layers: usize, already: usize, transposed: usize) -> String {
+    if already > 0 && already == layers {
+        return format!("all {layers} layers are quantized already, expected at least one to quantize");
+    }
+    let mut text = format!("none of the {layers} layers was chosen, expected at least one to quantize");
+    if already > 0 {
+        text += &format!("; {already} are quantized already");
+    }
+    if transposed > 0 {
+        text += &format!("; {transposed} are stored [in, out]: choose them with `transpose`");
+    }
+    text
 }
 
 /// Two errors are equal that say the same, causes included.

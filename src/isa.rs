@@ -2,7 +2,7 @@
 
 /// The instruction set that FBGEMM's kernels use in this process: the best that the CPU has, unless the variable
 /// `FBGEMM_ENABLE_INSTRUCTIONS` (`AVX2`, `AVX512`, `AVX512_E1`, `AVX512_256`, `AVX512_E1_256`), which FBGEMM reads
-/// once, names a lesser one.
+/// once, names a smaller one.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isa {

@@ -1,6 +1,22 @@
 // Where the README's links lead here, before it: in Markdown, the first definition of a link's name counts.
 #![doc = include_str!(concat!(env!("OUT_DIR"), "/links.md"))]
 #![doc = include_str!("../README.md")]
+//! # One form for everything
+//!
+//! - **Operators** are free functions with PyTorch's names, less the prefix: [`linear_int8_weight`], [`linear_dynamic`],
+//!   [`linear_relu_static`]. A ReLU is part of the name, as in PyTorch. Each has a form that returns a `Vec` and one,
+//!   `_into`, that writes to the caller's slice, which is its last argument. They run on the calling thread; those of
+//!   embeddings have a `_tasks` form, too, as their tables may be borrowed, which no layer can hold.
+//! - **Layers** own their weights: [`Linear`] of any kind, [`FloatLinear`], [`QuantizedLinear`], [`Fp16Linear`];
+//!   [`Embedding`] and [`EmbeddingBag`]. Linear ones all have
+//!   `forward`, `forward_into`, `forward_tasks`, `forward_rayon`, `suggested_tasks` and `warm_up`, for every [`Element`].
+//! - **Shapes**: weights are `[out_features, in_features]`, row-major, and arguments come in this order; only
+//!   [`pack_matrix`] has PyTorch's other order.
+//! - **Constructors** take by value what they keep and by slice what they read. `with_x(self)` changes one thing of a
+//!   finished value; options and schemes are built by their own words, as `WeightScheme::new().per_channel()`. `into_x`
+//!   consumes.
+//! - **Quantized** is what runs through FBGEMM: int8 or fp16. **Static** parameters are those that a calibration found,
+//!   **dynamic** ones are found in each call.
 #![deny(unsafe_code)]
 
 // So that the derive's `::fbgemm` paths also hold in this crate's own documentation tests and examples.
@@ -24,25 +40,31 @@ mod quant;
 pub use cpu::cpu_support;
 pub use error::{Error, Result};
 #[cfg(feature = "derive")]
-pub use fbgemm_derive::LinearModules;
+pub use fbgemm_derive::Modules;
 pub use isa::Isa;
 #[cfg(feature = "safetensors")]
 pub use model::file::checkpoint::quantize_checkpoint;
 #[cfg(feature = "safetensors")]
 pub use model::file::checkpoint_options::CheckpointOptions;
 #[cfg(feature = "safetensors")]
-pub use model::file::layers::{PlainTensor, load_linear_modules, save_linear_modules};
+pub use model::file::layers::{PlainTensor, load_modules, save_modules};
 #[cfg(feature = "safetensors")]
 pub use model::file::model_file::ModelFile;
-pub use model::modules::{LinearModules, join_name};
+pub use model::modules::{Module, ModuleMut, Modules, join_name};
 pub use model::options::QuantizeOptions;
-pub use model::quantize::{quantize_linear_modules, unload_linear_modules};
-pub use model::report::{BetterScheme, LayerReport, QuantizeReport, Skipped, WeightReport};
+pub use model::quantize::{quantize_modules, unload_modules};
+pub use model::report::{BetterScheme, LayerKind, LayerReport, QuantizeReport, Skipped, WeightReport};
 pub use nn::element::Element;
+pub use nn::embedding::{Embedding, EmbeddingBag};
 pub use nn::float_linear::FloatLinear;
 pub use nn::fp16_linear::Fp16Linear;
 pub use nn::linear::Linear;
 pub use nn::quantized_linear::{PortableLinear, QuantizedLinear};
+pub use ops::embedding::{EmbeddingFormat, EmbeddingTable, pack_embedding, pack_embedding_into};
+pub use ops::embedding_bag::{
+    BagOptions, EmbeddingIndex, EmbeddingOutput, embedding, embedding_bag, embedding_bag_into, embedding_bag_tasks,
+    embedding_into, embedding_tasks,
+};
 pub use ops::linear_fp16::{linear_fp16_weight, linear_fp16_weight_into};
 #[cfg(feature = "profile")]
 pub use ops::linear_int8::Profile;

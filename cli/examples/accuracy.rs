@@ -1,9 +1,9 @@
 //! Error against fp32 of each way to quantize, on a real model: `cargo run --release -p fbgemm-cli --example accuracy`.
 //!
 //! all-MiniLM-L6-v2, every linear layer on the activations that the model itself gives it, in fp32, for a text;
-//! parameters that are fixed come from another text. Prints the table of README.md.
+//! static parameters come from another text. Prints the table of README.md.
 
-use fbgemm::{InputObserver, InputScheme, Linear, LinearModules, PortableLinear, WeightScheme, quantize_weight_as};
+use fbgemm::{InputObserver, InputScheme, Linear, Modules, PortableLinear, WeightScheme, quantize_weight_as};
 use fbgemm_testkit::compare::{cosine, relative_error};
 use fbgemm_testkit::minilm::{Files, TEXT};
 
@@ -24,10 +24,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         float.tokens(CALIBRATION).len()
     });
     println!(
-        "| weights                          | inputs              | mean error | worst error | embedding cosine |"
+        "| weights                          | inputs                  | mean error | worst error | embedding cosine |"
     );
     println!(
-        "|----------------------------------|---------------------|-----------:|------------:|-----------------:|"
+        "|----------------------------------|-------------------------|-----------:|------------:|-----------------:|"
     );
     let weights = [
         WeightScheme::new(),
@@ -37,13 +37,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         WeightScheme::new().reduce_range().per_channel(),
     ];
     for scheme in weights {
-        for input in ["per_tensor", "per_tensor reduced", "per_row", "per_row reduced", "fixed", "fixed, 99.9 %"] {
+        for input in
+            ["per_tensor", "per_tensor reduce_range", "per_row", "per_row reduce_range", "static", "static, 99.9 %"]
+        {
             let (mut model, mut errors, mut failed) = (load()?, Vec::new(), Ok(()));
             let mut layers = samples.iter().zip(&calibration);
             model.visit_linear_mut("", &mut |_, layer| {
                 let (Some(((_, x), (_, calibration))), Linear::Float(float)) = (layers.next(), &*layer) else { return };
                 let mut quantize = || -> fbgemm::Result<Linear> {
-                    let scheme_of_input: InputScheme = match input.strip_prefix("fixed") {
+                    let scheme_of_input: InputScheme = match input.strip_prefix("static") {
                         None => input.parse()?,
                         Some(share) => {
                             let mut observer = InputObserver::new();
@@ -68,7 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let cosine = cosine(&exact, &ours);
             let (mean, worst) =
                 (errors.iter().sum::<f64>() / errors.len() as f64, errors.iter().fold(0.0, |a, &b| b.max(a)));
-            println!("| {:<32} | {input:<19} | {mean:>10.4} | {worst:>11.4} | {cosine:>16.4} |", scheme.to_string());
+            println!("| {:<32} | {input:<23} | {mean:>10.4} | {worst:>11.4} | {cosine:>16.4} |", scheme.to_string());
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use crate::stdio::{complain, print, say};
 use crate::{Exit, fetch, info, table};
-use fbgemm::{Int8Scheme, LayerReport, Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+use fbgemm::{Int8Scheme, LayerReport, Linear, Modules, QuantizeOptions, quantize_modules};
 use fbgemm_testkit::compare::{cosine, relative_error};
 use fbgemm_testkit::minilm::TEXT;
 use fbgemm_testkit::timing::medians;
@@ -74,7 +74,7 @@ fn measure() -> Result<(Vec<Row>, usize, f64), String> {
     let mut floats = Vec::new();
     model.visit_linear("", &mut |_, layer| floats.push(layer.clone()));
 
-    let report = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::accurate())).map_err(said)?;
+    let report = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::accurate())).map_err(said)?;
     let ours = model.embed(&tokens, &mut |_, _| ()).map_err(said)?;
     let similarity = cosine(&exact, &ours);
 

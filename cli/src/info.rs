@@ -2,7 +2,8 @@
 
 use crate::Exit;
 use crate::stdio::say;
-use fbgemm_testkit::process::LIMIT;
+use fbgemm::Isa;
+use fbgemm_testkit::process::{LIMIT, lesser};
 use serde_json::json;
 use std::io::Result;
 
@@ -10,7 +11,9 @@ use std::io::Result;
 pub fn run(as_json: bool) -> Result<Exit> {
     let support = fbgemm::cpu_support();
     let provider = fbgemm::provider();
-    let limit = std::env::var(LIMIT).ok();
+    let limit = std::env::var_os(LIMIT).map(|value| value.to_string_lossy().into_owned());
+    let uses = support.as_ref().ok().copied();
+    let ignored = limit.as_deref().and_then(|value| why_ignored(value, uses));
     if as_json {
         say!(
             "{}",
@@ -22,9 +25,10 @@ pub fn run(as_json: bool) -> Result<Exit> {
                 "library": provider.as_ref().map(|p| p.library.clone()),
                 "cpu": cpu_name(),
                 "cpu_features": cpu_features(),
-                "isa": support.as_ref().ok().map(|isa| isa.variable()),
-                "sums_pairs_exactly": support.as_ref().ok().map(|isa| isa.sums_pairs_exactly()),
-                "limited_to": limit,
+                "isa": uses.map(Isa::variable),
+                "sums_pairs_exactly": uses.map(Isa::sums_pairs_exactly),
+                "limited_to": limit.filter(|_| ignored.is_none()),
+                "limit_ignored": ignored,
                 "error": support.as_ref().err().map(|e| e.to_string()),
             })
         )?;
@@ -49,13 +53,32 @@ pub fn run(as_json: bool) -> Result<Exit> {
             }
             Err(_) => line("FBGEMM uses", "nothing: see the error")?,
         }
-        if let Some(limit) = limit {
-            line("limited by", &format!("{LIMIT}={limit}"))?;
+        match (&limit, ignored) {
+            (_, Some(why)) => line("not limited", &why)?,
+            (Some(limit), None) => line("limited by", &format!("{LIMIT}={limit}"))?,
+            (None, None) => {}
         }
     }
     match support {
         Ok(_) => Ok(Exit::Done),
         Err(e) => Ok(Exit::refused(&e)),
+    }
+}
+
+/// Why FBGEMM, which says nothing of that, does not honour this value of the variable that limits it.
+fn why_ignored(value: &str, uses: Option<Isa>) -> Option<String> {
+    let best = Isa::Avx512Vnni;
+    let known: Vec<Isa> = lesser(best).iter().copied().chain([best]).collect();
+    // It takes both cases of letters.
+    match known.iter().find(|isa| isa.variable().eq_ignore_ascii_case(value)) {
+        None => {
+            let names: Vec<_> = known.iter().map(|isa| isa.variable()).collect();
+            Some(format!("{LIMIT} is {value:?}, which FBGEMM ignores: it knows {}", names.join(", ")))
+        }
+        Some(named) if uses.is_some_and(|uses| uses != *named) => {
+            Some(format!("{LIMIT} is {value:?}, which FBGEMM ignores: it can't use {named} on this CPU"))
+        }
+        Some(_) => None,
     }
 }
 

@@ -47,9 +47,15 @@ fn describe(file: &ModelFile, as_json: bool) -> fbgemm::Result<String> {
         let pairs = weight.out_features() * weight.in_features().div_ceil(2);
         layers.push((name, layer.bias().is_some(), layer.saturation_risk() as f64 / pairs as f64, layer));
     }
+    let mut tables = Vec::new();
+    for name in file.embedding_tables() {
+        // Read whole, too, with the check of every row.
+        tables.push((name, file.embedding(name)?));
+    }
     let parts = ["weight", "scale", "zero_point", "col_offsets", "bias"];
     let of_layer = |layer| parts.map(|part| fbgemm::join_name(layer, part));
-    let of_layers: BTreeSet<String> = file.quantized_layers().flat_map(of_layer).collect();
+    let of_tables = file.embedding_tables().map(|name| fbgemm::join_name(name, "weight"));
+    let of_layers: BTreeSet<String> = file.quantized_layers().flat_map(of_layer).chain(of_tables).collect();
     let mut others = Vec::new();
     for name in file.tensor_names() {
         if !of_layers.contains(name) {
@@ -66,15 +72,21 @@ fn describe(file: &ModelFile, as_json: bool) -> fbgemm::Result<String> {
         let others = others.iter().map(
             |(name, (dtype, shape, bytes))| json!({"tensor": name, "dtype": dtype, "shape": shape, "bytes": bytes}),
         );
-        let (layers, others): (Vec<_>, Vec<_>) = (layers.collect(), others.collect());
-        return Ok(json!({"file_bytes": size, "metadata": file.metadata(), "quantized": layers, "fp16": fp16, "tensors": others})
-            .to_string());
+        let tables = tables.iter().map(|(name, table)| {
+            json!({"embedding": name, "rows": table.rows(), "dimension": table.dimension(), "bytes": table.bytes(),
+                "format": table.table().ok().map(|table| table.format().to_string())})
+        });
+        let (layers, tables, others): (Vec<_>, Vec<_>, Vec<_>) = (layers.collect(), tables.collect(), others.collect());
+        return Ok(json!({"file_bytes": size, "metadata": file.metadata(), "quantized": layers, "fp16": fp16,
+            "embeddings": tables, "tensors": others})
+        .to_string());
     }
     let mut text = format!(
-        "{:.1} MB, {} layers in int8, {} in fp16, {} other tensors\n",
+        "{:.1} MB, {} layers in int8, {} in fp16, {} embeddings in 8 bits or fewer, {} other tensors\n",
         size as f64 / 1e6,
         layers.len(),
         fp16.len(),
+        tables.len(),
         others.len()
     );
     for (key, value) in file.metadata() {
@@ -94,6 +106,15 @@ fn describe(file: &ModelFile, as_json: bool) -> fbgemm::Result<String> {
                 if *bias { "yes" } else { "no" }.to_string(),
                 format!("{:.3}%", 100.0 * saturating),
             ]);
+        }
+        text += &format!("\n{}", table::aligned(&rows, false));
+    }
+    if !tables.is_empty() {
+        let mut rows = vec![["embedding", "rows x dimension", "format", "bytes"].map(String::from).to_vec()];
+        for (name, table) in &tables {
+            let format = table.table().map(|table| table.format().to_string()).unwrap_or_default();
+            let shape = format!("{}x{}", table.rows(), table.dimension());
+            rows.push(vec![table::printable(name), shape, format, table.bytes().to_string()]);
         }
         text += &format!("\n{}", table::aligned(&rows, false));
     }

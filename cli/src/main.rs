@@ -12,6 +12,7 @@ mod quantize;
 mod stdio;
 mod table;
 mod verify;
+mod verify_embedding;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;

@@ -4,7 +4,8 @@ use crate::inspect::{about, open};
 use crate::stdio::{complain, print, print_error, say};
 use crate::{Exit, interrupt, table};
 use fbgemm::{
-    CheckpointOptions, InputScheme, Int8Scheme, LinearScheme, QuantizeOptions, QuantizeReport, quantize_checkpoint,
+    CheckpointOptions, EmbeddingFormat, InputScheme, Int8Scheme, LinearScheme, QuantizeOptions, QuantizeReport,
+    quantize_checkpoint,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -63,6 +64,9 @@ pub struct Quantize {
     /// The same as --scheme fp16
     #[arg(long, conflicts_with_all = ["scheme", "seven_bits", "per_channel", "symmetric", "input_scheme"])]
     fp16: bool,
+    /// Embeddings too, in 8, 4 or 2 bits or fp16: one scale and bias for each row
+    #[arg(long, value_name = "BITS", value_parser = embedding_format)]
+    embeddings: Option<EmbeddingFormat>,
     /// Write several files of at most this size (2GB, 500MB, or bytes) and an index, where one would be larger
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_shard_size: Option<u64>,
@@ -81,6 +85,17 @@ pub struct Quantize {
 fn pair(text: &str) -> Result<(String, String), String> {
     let (layer, pattern) = text.split_once('=').ok_or("expected LAYER=PATTERN, such as lm_head=*.wte")?;
     Ok((layer.to_string(), pattern.to_string()))
+}
+
+/// `8`, `4`, `2` or `fp16`, as an argument.
+fn embedding_format(text: &str) -> Result<EmbeddingFormat, String> {
+    match text {
+        "8" | "int8" => Ok(EmbeddingFormat::Int8),
+        "4" | "int4" => Ok(EmbeddingFormat::Int4),
+        "2" | "int2" => Ok(EmbeddingFormat::Int2),
+        "16" | "fp16" => Ok(EmbeddingFormat::Fp16),
+        _ => Err("expected 8, 4, 2 or fp16".to_string()),
+    }
 }
 
 /// A number of bytes, as an argument.
@@ -122,6 +137,7 @@ impl Quantize {
         let layers = QuantizeOptions::new(self.scheme()?).min_features(self.min_features);
         let layers = self.include.iter().fold(layers, QuantizeOptions::include);
         let layers = self.exclude.iter().fold(layers, QuantizeOptions::exclude);
+        let layers = self.embeddings.into_iter().fold(layers, QuantizeOptions::embeddings);
         let options = CheckpointOptions::new(layers);
         let options = self.linear.iter().fold(options, CheckpointOptions::linear);
         let options = self.embedding.iter().fold(options, CheckpointOptions::embedding);

@@ -1,6 +1,7 @@
 //! `fbgemm verify`: PyTorch's cases through the public API, compared bit for bit.
 
 use crate::stdio::{complain, say};
+use crate::verify_embedding::{embedding, embedding_bag};
 use crate::{Exit, table};
 use fbgemm::Isa;
 use fbgemm_testkit::cases::{Case, CaseFile, Element};
@@ -77,39 +78,119 @@ fn print_report(report: &Value) -> io::Result<()> {
     Ok(())
 }
 
+/// Checks one file on the instruction sets that can have made it, until its cases agree with one.
 fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {
     let file = CaseFile::read(path)?;
     let cases = file.cases()?;
-    let mut notes = Vec::new();
-    let made = file.cpu().unwrap_or("an unknown CPU");
-    let of_fp16 = |case: &Case| case.op == "linear_fp16_weight";
-    // What decides the bits: whether FBGEMM's int8 kernels clamp sums of two products, and in which order its fp16
-    // kernels add up.
-    let pairs = file.pairs_were_exact().map(|exact| exact == isa.sums_pairs_exactly());
-    let order = file.fp16_sums_were_ordered_as_on(isa);
-    for (of_this, same, differ) in [
-        (cases.iter().any(|case| !of_fp16(case)), pairs, "sums that saturate without VNNI differ"),
-        (cases.iter().any(of_fp16), order, "fp16 weights' sums in another order differ in their last bits"),
-    ] {
-        match same {
-            _ if !of_this => {}
-            Some(false)
-                if lesser(isa).iter().any(|isa| isa.variable() == made) && std::env::var_os(LIMIT).is_none() =>
-            {
-                let mut report = in_limited_process(path, made)?;
-                report["notes"] =
-                    json!([format!("made on {made}: FBGEMM was limited to it here, where it would use {isa}")]);
-                return Ok(report);
-            }
-            Some(false) => notes.push(format!("made on {made}, compared on {isa}: {differ}")),
-            None => notes.push(format!("made on {made}, compared on {isa}")),
-            Some(true) => {}
+    let mut tried: Vec<Run> = Vec::new();
+    for set in sets_to_try(&file, isa) {
+        let ops = if set == isa { check_cases(&cases)? } else { in_limited_process(path, set)? };
+        tried.push(Run { set, ops });
+        if tried[tried.len() - 1].count("failed") == 0 {
+            break;
         }
     }
-    let mut ops: BTreeMap<String, Tally> = BTreeMap::new();
+    // Of those that differ, the one that differs least tells most.
+    let shown = tried.iter().min_by_key(|run| run.count("failed")).ok_or("no instruction set to compare on")?;
+    Ok(json!({
+        "file": path.display().to_string(),
+        "isa": shown.set.variable(),
+        "tried": tried.iter().map(|run| run.set.variable()).collect::<Vec<_>>(),
+        "notes": notes(&file, &cases, isa, &tried, shown),
+        "ops": shown.ops,
+    }))
+}
+
+/// How a file's cases came out on an instruction set.
+struct Run {
+    set: Isa,
+    /// For each operator, as `--json` has it.
+    ops: Value,
+}
+
+impl Run {
+    /// The operators' `passed` or `failed`, added up.
+    fn count(&self, what: &str) -> u64 {
+        self.ops.as_array().into_iter().flatten().filter_map(|op| op[what].as_u64()).sum()
+    }
+}
+
+/// The instruction sets that can have made the file, likeliest first: the one that it names; else all that FBGEMM can
+/// use here and that sum pairs of products as the file records. PyTorch's word for the CPU says which of these are
+/// likelier, and no more: it is "AVX512" with and without VNNI, and another variable than FBGEMM's changes it.
+///
+/// Where the caller limited FBGEMM, or none of them can be used here, the one that FBGEMM uses.
+fn sets_to_try(file: &CaseFile, isa: Isa) -> Vec<Isa> {
+    if std::env::var_os(LIMIT).is_some() {
+        return vec![isa];
+    }
+    let mut sets = vec![isa];
+    sets.extend(lesser(isa));
+    if let Some(named) = file.isa() {
+        sets.retain(|set| set.variable() == named);
+    } else {
+        sets.retain(|set| file.recorded_pairs().is_none_or(|exact| exact == set.sums_pairs_exactly()));
+        sets.sort_by_key(|set| !file.cpu().is_some_and(|word| set.variable().starts_with(word)));
+    }
+    if sets.is_empty() { vec![isa] } else { sets }
+}
+
+/// What to know of the instruction sets beside the counts.
+fn notes(file: &CaseFile, cases: &[Case], isa: Isa, tried: &[Run], shown: &Run) -> Vec<String> {
+    let made = file.cpu().unwrap_or("an unknown CPU");
+    let set = shown.set;
+    if file.isa() == Some(set.variable()) {
+        let limited = || format!("made on {made}: FBGEMM was limited to it here, where it would use {isa}");
+        return if set == isa { Vec::new() } else { vec![limited()] };
+    }
+    let list = |runs: &[Run]| runs.iter().map(|run| run.set.to_string()).collect::<Vec<_>>().join(", ");
+    match (shown.count("failed"), tried) {
+        (0, [differ @ .., _]) if file.isa().is_none() && shown.count("passed") > 0 => {
+            let not = if differ.is_empty() { String::new() } else { format!(", not with {}", list(differ)) };
+            let limited = || format!("; FBGEMM was limited to it here, where it would use {isa}");
+            let limited = if set == isa { String::new() } else { limited() };
+            vec![format!("made on {made}: the cases agree with {set}{not}{limited}")]
+        }
+        (1.., [_, _, ..]) => {
+            let all = list(tried);
+            vec![format!("made on {made}: the cases agree with none of {all}; the differences are those on {set}")]
+        }
+        _ => differences_to_expect(file, cases, set)
+            .into_iter()
+            .map(|differ| format!("made on {made}, compared on {set}{differ}"))
+            .collect(),
+    }
+}
+
+/// In what the cases can differ from this instruction set: nothing to say where they can't, an empty text where the file
+/// does not tell.
+fn differences_to_expect(file: &CaseFile, cases: &[Case], set: Isa) -> Vec<&'static str> {
+    let of_fp16 = |case: &Case| case.op == "linear_fp16_weight";
+    let of_int8 = |case: &Case| !of_fp16(case) && !case.op.starts_with("embedding");
+    // What decides the bits: whether FBGEMM's int8 kernels clamp sums of two products, and in which order its fp16
+    // kernels add up.
+    let pairs = file.pairs_were_exact().map(|exact| exact == set.sums_pairs_exactly());
+    let order = file.fp16_sums_were_ordered_as_on(set);
+    [
+        (cases.iter().any(of_int8), pairs, ": sums that saturate without VNNI differ"),
+        (cases.iter().any(of_fp16), order, ": fp16 weights' sums in another order differ in their last bits"),
+    ]
+    .into_iter()
+    .filter_map(|(of_this, same, differ)| match same {
+        _ if !of_this => None,
+        Some(true) => None,
+        Some(false) => Some(differ),
+        None => Some(""),
+    })
+    .collect()
+}
+
+/// How each operator's cases came out in this process.
+fn check_cases(cases: &[Case]) -> Result<Value, String> {
+    let mut ops: BTreeMap<&str, Tally> = BTreeMap::new();
     for case in cases {
-        let tally = ops.entry(case.op.clone()).or_default();
-        match check_case(&case)? {
+        let tally = ops.entry(&case.op).or_default();
+        match check_case(case)? {
             None => tally.skipped += 1,
             Some(Ok(())) => tally.passed += 1,
             Some(Err(difference)) => {
@@ -118,39 +199,45 @@ fn check_file(path: &Path, isa: Isa) -> Result<Value, String> {
             }
         }
     }
-    let ops: Vec<Value> = ops
+    Ok(ops
         .into_iter()
         .map(|(op, t)| {
             json!({"op": op, "passed": t.passed, "failed": t.failed, "skipped": t.skipped, "differences": t.differences})
         })
-        .collect();
-    Ok(json!({"file": path.display().to_string(), "notes": notes, "ops": ops}))
+        .collect())
 }
 
-/// This program's answer for one file with FBGEMM limited to a lesser instruction set.
-fn in_limited_process(path: &Path, isa: &str) -> Result<Value, String> {
+/// What this program says of the file's cases with FBGEMM limited to a lesser instruction set.
+fn in_limited_process(path: &Path, set: Isa) -> Result<Value, String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let output = Command::new(program)
         .args(["verify", "--json"])
         .arg(path)
-        .env(LIMIT, isa)
+        .env(LIMIT, set.variable())
         .output()
-        .map_err(|e| format!("a process limited to {isa} can't be started: {e}"))?;
-    let mut report: Value = serde_json::from_slice(&output.stdout)
-        .map_err(|_| format!("a process limited to {isa} failed: {}", stderr(&output).trim()))?;
-    match report["files"][0].take() {
-        Value::Object(file) if !file.contains_key("error") => Ok(Value::Object(file)),
+        .map_err(|e| format!("a process limited to {set} can't be started: {e}"))?;
+    let mut answer: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|_| format!("a process limited to {set} failed: {}", stderr(&output).trim()))?;
+    if answer["isa"] != set.variable() {
+        return Err(format!("a process limited to {set} used {}", answer["isa"]));
+    }
+    match answer["files"][0].take() {
+        Value::Object(mut file) if !file.contains_key("error") => Ok(file["ops"].take()),
         other => Err(other["error"].as_str().unwrap_or("no answer").to_string()),
     }
 }
 
 /// `None` for what this version does not have or what PyTorch gave no output for; else the first difference.
-fn check_case(case: &Case) -> Result<Option<Result<(), String>>, String> {
+pub type Outcome = Result<Option<Result<(), String>>, String>;
+
+fn check_case(case: &Case) -> Outcome {
     match case.op.as_str() {
         "linear_int8_weight" => linear_int8_weight(case),
         "linear_dynamic" => linear_dynamic(case),
         "linear_fp16_weight" => linear_fp16_weight(case),
         "linear_static" => linear_static(case),
+        "embedding_bag" => embedding_bag(case),
+        "embedding" => embedding(case),
         _ => Ok(None),
     }
 }
@@ -240,7 +327,7 @@ fn linear_static(case: &Case) -> Result<Option<Result<(), String>>, String> {
 }
 
 /// The first difference, by bits, between a tensor that the case expects and ours. What it doesn't have is right.
-fn same<T: Element + Bits>(case: &Case, name: &str, shape: &[usize], ours: &[T]) -> Result<(), String> {
+pub fn same<T: Element + Bits>(case: &Case, name: &str, shape: &[usize], ours: &[T]) -> Result<(), String> {
     if !case.has(name) {
         return Ok(());
     }
@@ -266,7 +353,8 @@ fn index_of(mut at: usize, shape: &[usize]) -> Vec<usize> {
 }
 
 /// A value's bits, for comparison: NaNs with other bits differ, as do the two zeros.
-trait Bits: Display {
+pub trait Bits: Display {
+    /// The bits.
     fn bits(&self) -> u64;
 }
 

@@ -1,4 +1,4 @@
-//! The derive macro of the crate `fbgemm`: tells where a model's linear layers are.
+//! The derive macro of the crate `fbgemm`: tells where a model's layers are.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
@@ -7,36 +7,36 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Field, Fields, Generics, Ident, Index, LitStr, Result, Type, parse_quote};
 
-/// Implements `LinearModules` for a struct or an enum: each field's linear layers are found under the field's name, a
+/// Implements `Modules` for a struct or an enum: each field's layers are found under the field's name, a
 /// tuple's under its index. The single field of a tuple struct or variant adds no name, nor does the variant.
 ///
 /// Attributes of a field:
-/// - `#[linear(skip)]`: there are no linear layers in it; its type need not implement the trait.
-/// - `#[linear(rename = "self")]`: its name in checkpoints, where that is another; it may have dots.
-/// - `#[linear(flatten)]`: it adds no name.
+/// - `#[module(skip)]`: there are no layers in it; its type need not implement the trait.
+/// - `#[module(rename = "self")]`: its name in checkpoints, where that is another; it may have dots.
+/// - `#[module(flatten)]`: it adds no name.
 ///
 /// ```ignore
-/// #[derive(LinearModules)]
+/// #[derive(Modules)]
 /// struct Block {
-///     #[linear(rename = "self")]
+///     #[module(rename = "self")]
 ///     self_attention: Linear,    // self
 ///     feed_forward: Vec<Linear>, // feed_forward.0, feed_forward.1, ...
-///     #[linear(skip)]
+///     #[module(skip)]
 ///     norm: LayerNorm,
 /// }
 /// ```
 ///
 /// The trait's own page has an example that runs.
-#[proc_macro_derive(LinearModules, attributes(linear))]
-pub fn linear_modules(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
+#[proc_macro_derive(Modules, attributes(module))]
+pub fn modules(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
     expand(input.into()).unwrap_or_else(Error::into_compile_error).into()
 }
 
 fn expand(input: TokenStream) -> Result<TokenStream> {
     let input: DeriveInput = syn::parse2(input)?;
     let mut errors = Errors::default();
-    for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("linear")) {
-        errors.add(attribute, "`#[linear(...)]` belongs on a field, not on the type");
+    for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("module")) {
+        errors.add(attribute, "`#[module(...)]` belongs on a field, not on the type");
     }
     let variants: Vec<(Option<&Ident>, &Fields)> = match &input.data {
         Data::Struct(data) => vec![(None, &data.fields)],
@@ -48,8 +48,8 @@ fn expand(input: TokenStream) -> Result<TokenStream> {
     };
     if let Data::Enum(data) = &input.data {
         for attribute in data.variants.iter().flat_map(|variant| &variant.attrs) {
-            if attribute.path().is_ident("linear") {
-                errors.add(attribute, "`#[linear(...)]` belongs on a field, not on a variant");
+            if attribute.path().is_ident("module") {
+                errors.add(attribute, "`#[module(...)]` belongs on a field, not on a variant");
             }
         }
     }
@@ -63,7 +63,7 @@ fn expand(input: TokenStream) -> Result<TokenStream> {
         let pattern = quote!(#path { #(#bindings)* .. });
         let calls = |method: &str| {
             let calls = children.iter().map(|Child { binding, part, ty, .. }| {
-                // At the field's type, so that the compiler shows that when it has no linear layers to tell of;
+                // At the field's type, so that the compiler shows that when it has no layers to tell of;
                 // resolved here, as the type may come from a `macro_rules!` that does not see `visit`.
                 let span = ty.span().resolved_at(Span::call_site());
                 let method = Ident::new(method, span);
@@ -71,11 +71,11 @@ fn expand(input: TokenStream) -> Result<TokenStream> {
                     Some(part) => quote!(&::fbgemm::join_name(name, #part)),
                     None => quote!(name),
                 };
-                quote_spanned!(span=> <#ty as ::fbgemm::LinearModules>::#method(#binding, #name, visit);)
+                quote_spanned!(span=> <#ty as ::fbgemm::Modules>::#method(#binding, #name, visit);)
             });
             quote!(#(#calls)*)
         };
-        let (shared, exclusive) = (calls("visit_linear"), calls("visit_linear_mut"));
+        let (shared, exclusive) = (calls("visit"), calls("visit_mut"));
         arms.push(quote!(#pattern => { #shared }));
         arms_mut.push(quote!(#pattern => { #exclusive }));
         walked.extend(children.into_iter().map(|child| child.ty));
@@ -92,19 +92,19 @@ fn expand(input: TokenStream) -> Result<TokenStream> {
     Ok(quote! {
         #[automatically_derived]
         #[allow(deprecated, unused_variables)]
-        impl #impl_generics ::fbgemm::LinearModules for #name #type_generics #where_clause {
-            fn visit_linear<'linear_layer>(
-                &'linear_layer self,
+        impl #impl_generics ::fbgemm::Modules for #name #type_generics #where_clause {
+            fn visit<'module>(
+                &'module self,
                 name: &::core::primitive::str,
-                visit: &mut dyn ::core::ops::FnMut(&::core::primitive::str, &'linear_layer ::fbgemm::Linear),
+                visit: &mut dyn ::core::ops::FnMut(&::core::primitive::str, ::fbgemm::Module<'module>),
             ) {
                 #body
             }
 
-            fn visit_linear_mut(
+            fn visit_mut(
                 &mut self,
                 name: &::core::primitive::str,
-                visit: &mut dyn ::core::ops::FnMut(&::core::primitive::str, &mut ::fbgemm::Linear),
+                visit: &mut dyn ::core::ops::FnMut(&::core::primitive::str, ::fbgemm::ModuleMut<'_>),
             ) {
                 #body_mut
             }
@@ -166,7 +166,7 @@ struct Options {
 impl Options {
     fn of(field: &Field, errors: &mut Errors) -> Self {
         let mut options = Self::default();
-        for attribute in field.attrs.iter().filter(|attribute| attribute.path().is_ident("linear")) {
+        for attribute in field.attrs.iter().filter(|attribute| attribute.path().is_ident("module")) {
             let mut any = false;
             let parsed = attribute.parse_nested_meta(|meta| {
                 any = true;
@@ -198,7 +198,7 @@ impl Options {
             } else if !any {
                 errors.add(
                     attribute,
-                    "expected `#[linear(skip)]`, `#[linear(flatten)]` or `#[linear(rename = \"name\")]`",
+                    "expected `#[module(skip)]`, `#[module(flatten)]` or `#[module(rename = \"name\")]`",
                 );
             }
         }
@@ -228,10 +228,10 @@ fn bounded(generics: &Generics, name: &Ident, walked: &[&Type]) -> Generics {
             clause.extend(
                 mentioned
                     .iter()
-                    .map(|parameter| -> syn::WherePredicate { parse_quote!(#parameter: ::fbgemm::LinearModules) }),
+                    .map(|parameter| -> syn::WherePredicate { parse_quote!(#parameter: ::fbgemm::Modules) }),
             );
         } else {
-            clause.push(parse_quote!(#ty: ::fbgemm::LinearModules));
+            clause.push(parse_quote!(#ty: ::fbgemm::Modules));
         }
     }
     bounded

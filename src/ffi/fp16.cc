@@ -1,4 +1,5 @@
 #include "fbgemm/include/fp16.h"
+#include "fbgemm/include/thread.h"
 
 #include <atomic>
 #include <stdexcept>
@@ -71,8 +72,10 @@ void linear_fp16(
     float* output,
     std::int32_t task,
     std::int32_t tasks) {
+  refuse_at_threads_end();
   fbgemm::cblas_gemm_compute(
       fbgemm::matrix_op_t::NoTranspose, m, input.data(), weight.matrix(), /*beta=*/0.0f, output, task, tasks);
+  note_threads_end<PackedWeightFp16>();
 }
 
 void use_read_only_fp16(std::int32_t n, std::int32_t k) {

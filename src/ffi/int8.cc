@@ -1,4 +1,5 @@
 #include "fbgemm/include/int8.h"
+#include "fbgemm/include/thread.h"
 
 #include <algorithm>
 #include <atomic>
@@ -118,6 +119,7 @@ void multiply(
     const PackedWeight& weight,
     std::int32_t* sums,
     std::uint8_t* pack_buffer) {
+  refuse_at_threads_end();
   fbgemm::PackAMatrix<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer, /*groups=*/1, &weight.blocking());
   fbgemm::DoNothing<std::int32_t, std::int32_t> nothing{};
@@ -126,6 +128,7 @@ void multiply(
   fbgemm::fbgemmPacked(
       packed_input, weight.matrix(), sums, sums, static_cast<std::uint32_t>(n), output_stage, /*thread_id=*/0,
       /*num_threads=*/1, &weight.blocking());
+  note_threads_end<decltype(output_stage)>();
 }
 
 void linear_int8(
@@ -147,6 +150,7 @@ void linear_int8(
     std::int32_t* row_offsets,
     std::int32_t task,
     std::int32_t tasks) {
+  refuse_at_threads_end();
   fbgemm::PackAWithQuantRowOffset<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer,
       input_scale, input_zero_point, /*groups=*/1, row_offsets, &weight.blocking());
@@ -159,6 +163,7 @@ void linear_int8(
     fbgemm::fbgemmPacked(
         packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage, task, tasks,
         &weight.blocking());
+    note_threads_end<decltype(output_stage)>();
   };
   choose_stage(relu, /*per_channel=*/weight_scales.size() > 1, run);
 }
@@ -182,6 +187,7 @@ void linear_static(
     std::int32_t* accumulators,
     std::uint8_t* pack_buffer,
     std::int32_t* row_offsets) {
+  refuse_at_threads_end();
   fbgemm::PackAWithRowOffset<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer, /*groups=*/1, row_offsets,
       &weight.blocking());
@@ -194,6 +200,7 @@ void linear_static(
     fbgemm::fbgemmPacked(
         packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage,
         /*thread_id=*/0, /*num_threads=*/1, &weight.blocking());
+    note_threads_end<decltype(output_stage)>();
   };
   choose_stage(relu, per_channel, run);
 }

@@ -6,9 +6,12 @@
 //! arguments with an error, is wrong.
 
 pub(crate) mod gemm;
+pub(crate) mod rows;
 pub(crate) mod scratch;
 pub(crate) mod tasks;
 
+#[cfg(fbgemm_linked)]
+pub(crate) mod embedding;
 #[cfg(fbgemm_linked)]
 pub(crate) mod fp16;
 #[cfg(fbgemm_linked)]
@@ -23,7 +26,7 @@ mod types;
 #[cfg(not(fbgemm_linked))]
 mod unlinked;
 #[cfg(not(fbgemm_linked))]
-pub(crate) use unlinked::{fp16, int8, library, quantize};
+pub(crate) use unlinked::{embedding, fp16, int8, library, quantize};
 
 use crate::error::{Error, Result};
 

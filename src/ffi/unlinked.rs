@@ -47,6 +47,55 @@ pub(crate) mod quantize {
     }
 }
 
+pub(crate) mod embedding {
+    use super::*;
+    use crate::ffi::rows::Table;
+    use crate::ffi::rows::sealed::{Float, Integer};
+
+    pub(crate) const SLACK: usize = 0;
+
+    pub(crate) fn memory_for(_: usize) -> Result<Vec<u8>> {
+        refused()
+    }
+
+    pub(crate) fn pack(_: u32, _: usize, _: &[f32], _: &mut [u8], _: SupportedCpu) -> Result<()> {
+        refused()
+    }
+
+    pub(crate) fn unpack(_: u32, _: usize, _: &[u8], _: &mut [f32], _: SupportedCpu) -> Result<()> {
+        refused()
+    }
+
+    pub(crate) struct Kernels {
+        dimension: usize,
+    }
+
+    impl Kernels {
+        pub(crate) fn new(_: u32, dimension: usize) -> Self {
+            Self { dimension }
+        }
+
+        pub(crate) fn dimension(&self) -> usize {
+            self.dimension
+        }
+
+        pub(crate) fn bags<I: Integer, O: Integer, T: Float>(
+            &self,
+            _: &Table,
+            _: &[I],
+            _: &[O],
+            _: Option<&[f32]>,
+            _: &mut [T],
+        ) -> Result<bool> {
+            refused()
+        }
+
+        pub(crate) fn rows<I: Integer, T: Float>(&self, _: &Table, _: &[I], _: &mut [T]) -> Result<bool> {
+            refused()
+        }
+    }
+}
+
 /// What no value of a packed matrix can be asked, as there is none.
 macro_rules! never {
     ($name:ident, $element:ty, $($more:tt)*) => {

@@ -1,77 +1,133 @@
 //! The walk over a model's layers by dotted name.
 
+use crate::nn::embedding::{Embedding, EmbeddingBag};
 use crate::nn::linear::Linear;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash};
 
-/// A model, or a part of one, whose linear layers can be walked by dotted name.
+/// One of a model's layers, of any kind.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Module<'a> {
+    /// A linear layer.
+    Linear(&'a Linear),
+    /// An embedding, by itself or in an [`EmbeddingBag`].
+    Embedding(&'a Embedding),
+}
+
+/// One of a model's layers, to be changed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ModuleMut<'a> {
+    /// A linear layer.
+    Linear(&'a mut Linear),
+    /// An embedding, by itself or in an [`EmbeddingBag`].
+    Embedding(&'a mut Embedding),
+}
+
+/// A model, or a part of one, whose layers can be walked by dotted name: linear layers and embeddings.
 ///
-/// Derive it: every field's linear layers are found under the field's name, through `Vec`, arrays, `Option`, `Box`,
-/// maps, tuples and enums. Numbers, strings and the like have none.
+/// Derive it: every field's layers are found under the field's name, through `Vec`, arrays, `Option`, `Box`, maps, tuples
+/// and enums. Numbers, strings and the like have none.
 ///
 /// ```
-/// use fbgemm::{Int8Scheme, Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+/// use fbgemm::{Int8Scheme, Linear, Modules, QuantizeOptions, quantize_modules};
 ///
-/// #[derive(LinearModules)]
+/// #[derive(Modules)]
 /// struct Block {
-///     #[linear(rename = "self")] // names that are no Rust identifiers
+///     #[module(rename = "self")] // names that are no Rust identifiers
 ///     self_attention: Linear,
 ///     feed_forward: Vec<Linear>,
-///     #[linear(skip)] // nothing to quantize in there
+///     #[module(skip)] // nothing to quantize in there
 ///     norm: LayerNorm,
 /// }
 /// struct LayerNorm;
 ///
 /// let layer = || Linear::new(vec![0.5; 64], None, 8, 8);
 /// let mut block = Block { self_attention: layer()?, feed_forward: vec![layer()?, layer()?], norm: LayerNorm };
-/// let report = quantize_linear_modules(&mut block, &QuantizeOptions::new(Int8Scheme::accurate()).exclude("feed_forward.1"))?;
+/// let report = quantize_modules(&mut block, &QuantizeOptions::new(Int8Scheme::accurate()).exclude("feed_forward.1"))?;
 /// let names: Vec<&str> = report.quantized().map(|layer| layer.name.as_str()).collect();
 /// assert_eq!(names, ["self", "feed_forward.0"]);
 /// # Ok::<(), fbgemm::Error>(())
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say where its linear layers are",
-    label = "no `LinearModules` here",
-    note = "put `#[derive(fbgemm::LinearModules)]` on `{Self}`, or `#[linear(skip)]` on the field if it has none"
+    message = "`{Self}` does not say where its layers are",
+    label = "no `Modules` here",
+    note = "put `#[derive(fbgemm::Modules)]` on `{Self}`, or `#[module(skip)]` on the field if it has none"
 )]
-pub trait LinearModules {
-    /// Shows each linear layer to `visit`, with its dotted name below `name` (empty at the top).
-    fn visit_linear<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, &'a Linear));
+pub trait Modules {
+    /// Shows each layer to `visit`, with its dotted name below `name` (empty at the top).
+    fn visit<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, Module<'a>));
 
-    /// As [`visit_linear`](Self::visit_linear), in the same order, to change the layers.
-    fn visit_linear_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, &mut Linear));
+    /// As [`visit`](Self::visit), in the same order, to change the layers.
+    fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, ModuleMut));
+
+    /// [`visit`](Self::visit) of the linear layers alone.
+    fn visit_linear<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, &'a Linear)) {
+        self.visit(name, &mut |name, module| {
+            if let Module::Linear(layer) = module {
+                visit(name, layer);
+            }
+        });
+    }
+
+    /// [`visit_mut`](Self::visit_mut) of the linear layers alone.
+    fn visit_linear_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+        self.visit_mut(name, &mut |name, module| {
+            if let ModuleMut::Linear(layer) = module {
+                visit(name, layer);
+            }
+        });
+    }
 }
 
-/// `name.part`, or `part` at the top: for implementations of [`LinearModules`].
+/// `name.part`, or `part` at the top: for implementations of [`Modules`].
 pub fn join_name(name: &str, part: impl std::fmt::Display) -> String {
     if name.is_empty() { part.to_string() } else { format!("{name}.{part}") }
 }
 
-impl LinearModules for Linear {
-    fn visit_linear<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, &'a Linear)) {
-        visit(name, self);
+/// A layer is shown as it is.
+macro_rules! layers {
+    ($($type:ident),*) => {$(
+        impl Modules for $type {
+            fn visit<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, Module<'a>)) {
+                visit(name, Module::$type(self));
+            }
+
+            fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, ModuleMut)) {
+                visit(name, ModuleMut::$type(self));
+            }
+        }
+    )*};
+}
+layers!(Linear, Embedding);
+
+/// Its embedding, under the bag's own name.
+impl Modules for EmbeddingBag {
+    fn visit<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, Module<'a>)) {
+        self.embedding.visit(name, visit);
     }
 
-    fn visit_linear_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
-        visit(name, self);
+    fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, ModuleMut)) {
+        self.embedding.visit_mut(name, visit);
     }
 }
 
 /// Walks what an expression iterates over, in both ways.
 macro_rules! walk {
     ([$($generics:tt)*] $type:ty, $this:ident, $iter:ident, $iter_mut:ident, ($part:pat, $child:ident) => $label:expr) => {
-        impl<$($generics)*> LinearModules for $type {
-            fn visit_linear<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, &'a Linear)) {
+        impl<$($generics)*> Modules for $type {
+            fn visit<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, Module<'a>)) {
                 let $this = self;
                 for ($part, $child) in $iter!($this) {
-                    $child.visit_linear(&join_name(name, $label), visit);
+                    $child.visit(&join_name(name, $label), visit);
                 }
             }
 
-            fn visit_linear_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+            fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, ModuleMut)) {
                 let $this = self;
                 for ($part, $child) in $iter_mut!($this) {
-                    $child.visit_linear_mut(&join_name(name, $label), visit);
+                    $child.visit_mut(&join_name(name, $label), visit);
                 }
             }
         }
@@ -104,72 +160,72 @@ macro_rules! by_key_mut {
     }};
 }
 
-walk!([T: LinearModules] [T], this, numbered, numbered_mut, (i, child) => i);
-walk!([T: LinearModules] Vec<T>, this, numbered, numbered_mut, (i, child) => i);
-walk!([T: LinearModules, const N: usize] [T; N], this, numbered, numbered_mut, (i, child) => i);
-walk!([K: Ord + std::fmt::Display, V: LinearModules] BTreeMap<K, V>, this, by_key, by_key_mut, (key, child) => key);
+walk!([T: Modules] [T], this, numbered, numbered_mut, (i, child) => i);
+walk!([T: Modules] Vec<T>, this, numbered, numbered_mut, (i, child) => i);
+walk!([T: Modules, const N: usize] [T; N], this, numbered, numbered_mut, (i, child) => i);
+walk!([K: Ord + std::fmt::Display, V: Modules] BTreeMap<K, V>, this, by_key, by_key_mut, (key, child) => key);
 walk!(
-    [K: Ord + Hash + std::fmt::Display, V: LinearModules, S: BuildHasher] HashMap<K, V, S>,
+    [K: Ord + Hash + std::fmt::Display, V: Modules, S: BuildHasher] HashMap<K, V, S>,
     this, by_key, by_key_mut, (key, child) => key
 );
 
 /// What adds no name of its own.
 macro_rules! transparent {
     ($($type:ty),*) => {$(
-        impl<T: LinearModules + ?Sized> LinearModules for $type {
-            fn visit_linear<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, &'a Linear)) {
-                (**self).visit_linear(name, visit);
+        impl<T: Modules + ?Sized> Modules for $type {
+            fn visit<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, Module<'a>)) {
+                (**self).visit(name, visit);
             }
 
-            fn visit_linear_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
-                (**self).visit_linear_mut(name, visit);
+            fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, ModuleMut)) {
+                (**self).visit_mut(name, visit);
             }
         }
     )*};
 }
 transparent!(Box<T>, &mut T);
 
-impl<T: LinearModules> LinearModules for Option<T> {
-    fn visit_linear<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, &'a Linear)) {
+impl<T: Modules> Modules for Option<T> {
+    fn visit<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, Module<'a>)) {
         if let Some(child) = self {
-            child.visit_linear(name, visit);
+            child.visit(name, visit);
         }
     }
 
-    fn visit_linear_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
+    fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, ModuleMut)) {
         if let Some(child) = self {
-            child.visit_linear_mut(name, visit);
+            child.visit_mut(name, visit);
         }
     }
 }
 
 macro_rules! tuples {
     ($(($($type:ident $index:tt),+)),*) => {$(
-        impl<$($type: LinearModules),+> LinearModules for ($($type,)+) {
-            fn visit_linear<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, &'a Linear)) {
-                $(self.$index.visit_linear(&join_name(name, $index), visit);)+
+        impl<$($type: Modules),+> Modules for ($($type,)+) {
+            fn visit<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, Module<'a>)) {
+                $(self.$index.visit(&join_name(name, $index), visit);)+
             }
 
-            fn visit_linear_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, &mut Linear)) {
-                $(self.$index.visit_linear_mut(&join_name(name, $index), visit);)+
+            fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, ModuleMut)) {
+                $(self.$index.visit_mut(&join_name(name, $index), visit);)+
             }
         }
     )*};
 }
 tuples!((A 0), (A 0, B 1), (A 0, B 1, C 2), (A 0, B 1, C 2, D 3));
 
-/// Plain values have no linear layers.
+/// Plain values have no layers.
 macro_rules! without {
     ($($type:ty),*) => {$(
-        impl LinearModules for $type {
-            fn visit_linear<'a>(&'a self, _: &str, _: &mut dyn FnMut(&str, &'a Linear)) {}
-            fn visit_linear_mut(&mut self, _: &str, _: &mut dyn FnMut(&str, &mut Linear)) {}
+        impl Modules for $type {
+            fn visit<'a>(&'a self, _: &str, _: &mut dyn FnMut(&str, Module<'a>)) {}
+            fn visit_mut(&mut self, _: &str, _: &mut dyn FnMut(&str, ModuleMut)) {}
         }
     )*};
 }
 without!((), bool, char, f32, f64, i8, i16, i32, i64, isize, u8, u16, u32, u64, usize, i128, u128, String, str, &str);
 
-impl<T> LinearModules for std::marker::PhantomData<T> {
-    fn visit_linear<'a>(&'a self, _: &str, _: &mut dyn FnMut(&str, &'a Linear)) {}
-    fn visit_linear_mut(&mut self, _: &str, _: &mut dyn FnMut(&str, &mut Linear)) {}
+impl<T> Modules for std::marker::PhantomData<T> {
+    fn visit<'a>(&'a self, _: &str, _: &mut dyn FnMut(&str, Module<'a>)) {}
+    fn visit_mut(&mut self, _: &str, _: &mut dyn FnMut(&str, ModuleMut)) {}
 }

@@ -2,10 +2,11 @@
 
 use super::report::Skipped;
 use crate::error::{Error, Result};
+use crate::ops::embedding::EmbeddingFormat;
 use crate::quant::scheme::LinearScheme;
 use wildmatch::WildMatch;
 
-/// Which layers [`quantize_linear_modules`](crate::quantize_linear_modules) quantizes. Patterns are for whole dotted names: `*` stands for any text,
+/// Which layers [`quantize_modules`](crate::quantize_modules) quantizes. Patterns are for whole dotted names: `*` stands for any text,
 /// dots included, `?` for one character.
 ///
 /// ```
@@ -20,17 +21,36 @@ pub struct QuantizeOptions {
     filter: Option<Filter>,
     min_features: usize,
     scheme: LinearScheme,
+    embeddings: Option<EmbeddingFormat>,
 }
 
 type Filter = Box<dyn Fn(&str, usize, usize) -> bool + Send + Sync>;
 
 impl QuantizeOptions {
-    /// Every layer, by this scheme.
+    /// Every linear layer, by this scheme; embeddings stay.
     pub fn new(scheme: impl Into<LinearScheme>) -> Self {
-        Self { include: Vec::new(), exclude: Vec::new(), filter: None, min_features: 0, scheme: scheme.into() }
+        Self {
+            include: Vec::new(),
+            exclude: Vec::new(),
+            filter: None,
+            min_features: 0,
+            scheme: scheme.into(),
+            embeddings: None,
+        }
     }
 
-    /// What the layers are quantized to.
+    /// Embeddings too, to this format. Patterns and filters then choose among them as well.
+    pub fn embeddings(mut self, format: EmbeddingFormat) -> Self {
+        self.embeddings = Some(format);
+        self
+    }
+
+    /// What embeddings are quantized to, if they are.
+    pub fn embedding_format(&self) -> Option<EmbeddingFormat> {
+        self.embeddings
+    }
+
+    /// What the linear layers are quantized to.
     pub fn scheme(&self) -> LinearScheme {
         self.scheme
     }
@@ -47,13 +67,13 @@ impl QuantizeOptions {
         self
     }
 
-    /// Only layers for which this is true, given name, `out_features` and `in_features`.
+    /// Only layers for which this is true, given name, `out_features` and `in_features`; of embeddings, rows and dimension.
     pub fn filter(mut self, filter: impl Fn(&str, usize, usize) -> bool + Send + Sync + 'static) -> Self {
         self.filter = Some(Box::new(filter));
         self
     }
 
-    /// Only layers with at least this many inputs and outputs: below some 64, int8 seldom pays.
+    /// Only linear layers with at least this many inputs and outputs: below some 64, int8 seldom pays.
     pub fn min_features(mut self, features: usize) -> Self {
         self.min_features = features;
         self
@@ -68,6 +88,7 @@ impl std::fmt::Debug for QuantizeOptions {
             .field("filter", &self.filter.is_some())
             .field("min_features", &self.min_features)
             .field("scheme", &self.scheme)
+            .field("embeddings", &self.embeddings)
             .finish()
     }
 }
@@ -93,6 +114,17 @@ impl<'a> Chooser<'a> {
 
     /// Why a layer is left out, if it is.
     pub(crate) fn reason_against(&mut self, name: &str, out_features: usize, in_features: usize) -> Option<Skipped> {
+        let too_small = out_features.min(in_features) < self.options.min_features;
+        self.reason(name, (out_features, in_features), too_small)
+    }
+
+    /// Why an embedding is left out, if it is.
+    pub(crate) fn reason_against_embedding(&mut self, name: &str, rows: usize, dimension: usize) -> Option<Skipped> {
+        let reason = self.reason(name, (rows, dimension), false);
+        if self.options.embeddings.is_none() { Some(Skipped::Embedding) } else { reason }
+    }
+
+    fn reason(&mut self, name: &str, (out_features, in_features): (usize, usize), too_small: bool) -> Option<Skipped> {
         let matched = |patterns: &mut Vec<(WildMatch, bool)>| {
             let mut any = false;
             for (pattern, used) in patterns {
@@ -107,7 +139,7 @@ impl<'a> Chooser<'a> {
             Some(Skipped::Excluded)
         } else if !included {
             Some(Skipped::NotIncluded)
-        } else if out_features.min(in_features) < self.options.min_features {
+        } else if too_small {
             Some(Skipped::TooSmall)
         } else if self.options.filter.as_ref().is_some_and(|filter| !filter(name, out_features, in_features)) {
             Some(Skipped::Filtered)

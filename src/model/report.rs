@@ -1,5 +1,6 @@
 //! What quantizing did to each layer.
 
+use crate::ops::embedding::EmbeddingFormat;
 use crate::quant::input::InputScheme;
 use crate::quant::scheme::LinearScheme;
 use crate::quant::weight::QuantizedWeight;
@@ -44,15 +45,27 @@ impl std::fmt::Display for Skipped {
     }
 }
 
+/// What a reported layer is.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerKind {
+    /// A linear layer.
+    Linear,
+    /// An embedding.
+    Embedding,
+}
+
 /// What became of one layer.
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct LayerReport {
     /// Its dotted name.
     pub name: String,
-    /// Outputs.
+    /// What it is.
+    pub kind: LayerKind,
+    /// Outputs; an embedding's rows.
     pub out_features: usize,
-    /// Inputs.
+    /// Inputs; an embedding's dimension.
     pub in_features: usize,
     /// Its bytes in memory before.
     pub bytes_before: usize,
@@ -103,45 +116,21 @@ impl WeightReport {
         // One for all rows, or each row's own.
         let parameters = quantized.scales().iter().zip(quantized.zero_points()).cycle();
         let rows = weight.chunks(k).zip(quantized.data().chunks(k)).zip(parameters);
-        let about = Self::of_rows(rows.map(|((weight, data), (&scale, &zero_point))| {
-            let real = move |&q: &i8| f64::from(scale) * f64::from(i32::from(q) - zero_point);
-            weight.iter().copied().zip(data.iter().map(real))
-        }));
+        let mut errors = RowErrors::default();
+        for ((weight, data), (&scale, &zero_point)) in rows {
+            let real = |&q: &i8| f64::from(scale) * f64::from(i32::from(q) - zero_point);
+            errors.add_row(weight.iter().copied().zip(data.iter().map(real)));
+        }
+        let about = errors.report();
         let pairs = quantized.out_features() * quantized.in_features().div_ceil(2);
         Self { saturating_share: quantized.saturating_pairs() as f64 / pairs as f64, ..about }
     }
 
     /// Compares a weight with its rounded form, of the same length, rows of `in_features`.
     pub(crate) fn of_rounded(weight: &[f32], rounded: &[f32], in_features: usize) -> Self {
-        let rows = weight.chunks(in_features).zip(rounded.chunks(in_features));
-        Self::of_rows(rows.map(|(weight, rounded)| weight.iter().copied().zip(rounded.iter().map(|&w| f64::from(w)))))
-    }
-
-    /// From rows of weights, each with what it has become.
-    fn of_rows<Row: Iterator<Item = (f32, f64)>>(rows: impl Iterator<Item = Row>) -> Self {
-        let relative = |error: f64, size: f64| if size == 0.0 { 0.0 } else { (error / size).sqrt() };
-        let (mut error, mut size, mut worst) = (0.0, 0.0, 0f64);
-        let (mut zeroed, mut not_zero) = (0u64, 0u64);
-        for row in rows {
-            let (mut row_error, mut row_size) = (0.0, 0.0);
-            for (w, real) in row {
-                let difference = f64::from(w) - real;
-                row_error += difference * difference;
-                row_size += f64::from(w) * f64::from(w);
-                not_zero += u64::from(w != 0.0);
-                zeroed += u64::from(w != 0.0 && real == 0.0);
-            }
-            worst = worst.max(relative(row_error, row_size));
-            error += row_error;
-            size += row_size;
-        }
-        Self {
-            relative_error: relative(error, size),
-            worst_row_error: worst,
-            zeroed_share: zeroed as f64 / not_zero.max(1) as f64,
-            saturating_share: 0.0,
-            better: None,
-        }
+        let mut errors = RowErrors::default();
+        errors.add_rounded(weight, rounded, in_features);
+        errors.report()
     }
 
     /// Of a weight that was quantized before, and is stored as it is.
@@ -173,22 +162,72 @@ impl WeightReport {
     }
 }
 
-/// What [`quantize_linear_modules`](crate::quantize_linear_modules) did, layer by layer. Displayed, it is an aligned table.
+/// What rows of weights have become, added up.
+#[derive(Default)]
+pub(crate) struct RowErrors {
+    error: f64,
+    size: f64,
+    worst: f64,
+    zeroed: u64,
+    not_zero: u64,
+}
+
+impl RowErrors {
+    /// A row's weights, each with what it has become.
+    fn add_row(&mut self, row: impl Iterator<Item = (f32, f64)>) {
+        let (mut error, mut size) = (0.0, 0.0);
+        for (w, real) in row {
+            let difference = f64::from(w) - real;
+            error += difference * difference;
+            size += f64::from(w) * f64::from(w);
+            self.not_zero += u64::from(w != 0.0);
+            self.zeroed += u64::from(w != 0.0 && real == 0.0);
+        }
+        self.worst = self.worst.max(relative(error, size));
+        self.error += error;
+        self.size += size;
+    }
+
+    /// Rows of so many weights, and what they have become, as many.
+    pub(crate) fn add_rounded(&mut self, weight: &[f32], rounded: &[f32], width: usize) {
+        for (weight, rounded) in weight.chunks(width).zip(rounded.chunks(width)) {
+            self.add_row(weight.iter().copied().zip(rounded.iter().map(|&w| f64::from(w))));
+        }
+    }
+
+    pub(crate) fn report(&self) -> WeightReport {
+        WeightReport {
+            relative_error: relative(self.error, self.size),
+            worst_row_error: self.worst,
+            zeroed_share: self.zeroed as f64 / self.not_zero.max(1) as f64,
+            saturating_share: 0.0,
+            better: None,
+        }
+    }
+}
+
+fn relative(error: f64, size: f64) -> f64 {
+    if size == 0.0 { 0.0 } else { (error / size).sqrt() }
+}
+
+/// What [`quantize_modules`](crate::quantize_modules) did, layer by layer. Displayed, it is an aligned table.
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct QuantizeReport {
-    /// Every linear layer of the model, in the order of the walk.
+    /// Every layer of the model, in the order of the walk; embeddings too, where the options choose among them.
     pub layers: Vec<LayerReport>,
-    /// What the layers were quantized to.
+    /// What the linear layers were quantized to.
     pub scheme: LinearScheme,
+    /// What the embeddings were quantized to, if they were.
+    pub embeddings: Option<EmbeddingFormat>,
     /// The files that were written, an index last: none for a model in memory.
     pub files: Vec<std::path::PathBuf>,
 }
 
 impl QuantizeReport {
     /// Of no layers yet.
-    pub(crate) fn new(scheme: LinearScheme) -> Self {
-        Self { layers: Vec::new(), scheme, files: Vec::new() }
+    pub(crate) fn new(scheme: LinearScheme, embeddings: Option<EmbeddingFormat>) -> Self {
+        Self { layers: Vec::new(), scheme, embeddings, files: Vec::new() }
     }
 
     /// The layers that were quantized.
@@ -237,8 +276,16 @@ impl std::fmt::Display for QuantizeReport {
             }
         }
         let (before, after) = self.bytes();
+        let of = |kind, quantized: bool| {
+            self.layers.iter().filter(|layer| layer.kind == kind && (layer.outcome.is_ok() || !quantized)).count()
+        };
         let kind = if self.scheme == LinearScheme::Fp16 { "fp16" } else { "int8" };
-        let total = format!("{} of {} in {kind}", self.quantized().count(), self.layers.len());
+        let linear = LayerKind::Linear;
+        let mut total = format!("{} of {} in {kind}", of(linear, true), of(linear, false));
+        if let Some(format) = self.embeddings {
+            let (quantized, all) = (of(LayerKind::Embedding, true), of(LayerKind::Embedding, false));
+            total += &format!(", embeddings: {quantized} of {all} in {format}");
+        }
         writeln!(f, "{total:width$}  {:>13}  {:>10.3}  {:>10.3}", "", mb(before), mb(after))?;
         writeln!(f, "{}", self.scheme)?;
         let better = self.layers.iter().filter_map(|layer| {

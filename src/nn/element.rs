@@ -8,7 +8,7 @@ use crate::quant::range::finite_range;
 /// A type of inputs and outputs: `f32`, `f64`, and, with the feature `half`, `half::f16` and `half::bf16`.
 pub trait Element: Copy + Default + sealed::Sealed {}
 
-/// What the conversions need, out of users' sight.
+/// The conversions, which users neither see nor implement.
 pub(crate) mod sealed {
     use crate::ffi::scratch::Zeroable;
 
@@ -125,7 +125,7 @@ pub(crate) fn by_parts<T: Element>(
     unit: usize,
     compute: impl Fn(&[f32], &mut [f32]) -> Result<()>,
 ) -> Result<()> {
-    /// What the rows converted at once may take, where that is a unit at least.
+    /// The most elements that rows converted at once may take, unless one unit takes more.
     const MOST: usize = (4 << 20) / size_of::<f32>();
     let at_once = (MOST / (out_features + in_features) / unit * unit).max(unit).min(input.len() / in_features);
     with_conversion_buffer(at_once * (out_features + in_features), |buffer| {

@@ -1,7 +1,7 @@
 //! A linear layer in fp32, by the crate `gemm`.
 
 use super::element::{Element, by_parts};
-use super::forms::{forms, tasks_worth};
+use super::forms::{forms, suggested_tasks};
 use crate::error::Result;
 use crate::ffi::check_int8_shape;
 use crate::ffi::gemm::multiply_add;
@@ -77,10 +77,10 @@ impl FloatLinear {
         size_of::<f32>() * (self.weight.len() + self.bias.as_ref().map_or(0, Vec::len))
     }
 
-    /// Into how many parts a call with so many rows is worth splitting, up to `threads`.
-    pub fn tasks_worth(&self, rows: usize, threads: usize) -> usize {
+    /// The suggested number of tasks for a call with this many rows on up to `threads` threads.
+    pub fn suggested_tasks(&self, rows: usize, threads: usize) -> usize {
         let weight = self.weight.len();
-        tasks_worth(4 * weight, weight.saturating_mul(rows), 40, threads)
+        suggested_tasks(4 * weight, weight.saturating_mul(rows), 40, threads)
     }
 
     forms!("[`Error::PartialRow`](crate::Error::PartialRow), [`Error::TooLarge`](crate::Error::TooLarge).");

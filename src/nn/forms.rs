@@ -1,8 +1,8 @@
 //! The forms of `forward` that every linear layer has, written once.
 
-/// Into how many parts a call is worth splitting, up to `threads`, for a layer that reads so many bytes of weight and does
-/// `multiply_adds`, so many in a nanosecond: 1 where handing a part to another thread would cost about what it saves.
-pub(crate) fn tasks_worth(bytes: usize, multiply_adds: usize, in_a_nanosecond: usize, threads: usize) -> usize {
+/// The suggested number of tasks, up to `threads`, for a call that reads this many bytes of weight and does this many
+/// multiply-adds, at this many a nanosecond: 1 where handing work to another thread would cost about as much as it saves.
+pub(crate) fn suggested_tasks(bytes: usize, multiply_adds: usize, in_a_nanosecond: usize, threads: usize) -> usize {
     // Nanoseconds of work that a part must have, as waking another thread takes 30 to 80 thousand; and how many bytes of
     // the weight a core reads in one (benches/README.md).
     const LEAST: usize = 120_000;
@@ -11,7 +11,7 @@ pub(crate) fn tasks_worth(bytes: usize, multiply_adds: usize, in_a_nanosecond: u
     (time / LEAST).clamp(1, threads.clamp(1, crate::ffi::tasks::MAX_TASKS))
 }
 
-/// The methods themselves, for a type with `out_features`, `in_features`, `tasks_worth` and `run`, which takes what
+/// The methods, for a type with `out_features`, `in_features`, `suggested_tasks` and `run`, which takes what
 /// `forward_tasks` takes.
 macro_rules! forms {
     ($errors:literal) => {
@@ -37,7 +37,7 @@ macro_rules! forms {
         }
 
         /// [`forward_into`](Self::forward_into) in `tasks` parts on the caller's threads.
-        /// [`tasks_worth`](Self::tasks_worth) says how many pay.
+        /// [`suggested_tasks`](Self::suggested_tasks) says how many pay off.
         ///
         /// `execute` is given the task: a function to call once with each number from 0 to `tasks` − 1, in any order, on
         /// any threads, before it returns. A number given twice is ignored the second time, as are numbers from `tasks`
@@ -57,8 +57,8 @@ macro_rules! forms {
             self.run(input, output, tasks, execute)
         }
 
-        /// [`forward_into`](Self::forward_into) on the current rayon pool's threads, in as many parts as are
-        /// [worth it](Self::tasks_worth).
+        /// [`forward_into`](Self::forward_into) on the current rayon pool's threads, in the
+        /// [suggested number of tasks](Self::suggested_tasks).
         ///
         /// # Errors
         /// As [`forward_into`](Self::forward_into).
@@ -66,13 +66,13 @@ macro_rules! forms {
         pub fn forward_rayon<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<()> {
             use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
             let rows = input.len() / self.in_features().max(1);
-            let tasks = self.tasks_worth(rows, rayon::current_num_threads());
+            let tasks = self.suggested_tasks(rows, rayon::current_num_threads());
             self.run(input, output, tasks, |task| (0..tasks).into_par_iter().with_max_len(1).for_each(task))
         }
 
-        /// Pays at the start what the first calls would cost: FBGEMM generates a kernel for each number of rows (up to
-        /// its block of 56 to 384, and for each remainder beyond), once in a process; and each thread makes a buffer, so
-        /// that threads of a pool call this each.
+        /// Moves the cost of first calls to start-up: FBGEMM generates a kernel for each number of rows (up to
+        /// its block of 56 to 384, and for each remainder beyond), once in a process; and each thread makes a buffer, so each
+        /// thread of a pool should call this.
         ///
         /// # Errors
         /// As [`forward`](Self::forward).

@@ -1,7 +1,7 @@
 //! A linear layer with its weight in fp16.
 
 use super::element::{Element, by_parts};
-use super::forms::{forms, tasks_worth};
+use super::forms::{forms, suggested_tasks};
 use crate::error::Result;
 use crate::ffi::fp16::BLOCK_ROWS;
 use crate::ffi::scratch::zeroed;
@@ -76,10 +76,10 @@ impl Fp16Linear {
         self.shared.packed.bytes() + size_of::<f32>() * self.bias().map_or(0, <[f32]>::len) + size_of::<Shared>()
     }
 
-    /// Into how many parts a call with so many rows is worth splitting, up to `threads`.
-    pub fn tasks_worth(&self, rows: usize, threads: usize) -> usize {
+    /// The suggested number of tasks for a call with this many rows on up to `threads` threads.
+    pub fn suggested_tasks(&self, rows: usize, threads: usize) -> usize {
         let weight = self.out_features() * self.in_features();
-        tasks_worth(2 * weight, weight.saturating_mul(rows), 40, threads)
+        suggested_tasks(2 * weight, weight.saturating_mul(rows), 40, threads)
     }
 
     forms!("Those of [`linear_fp16_weight`](crate::linear_fp16_weight).");

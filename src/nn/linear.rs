@@ -10,7 +10,7 @@ use crate::ffi::scratch::zeroed;
 use crate::ops::lengths::{check_size, new_output};
 
 /// A linear layer, y = x·Wᵀ + b, in fp32, int8 or fp16: what a model's struct holds, so that
-/// [`quantize_linear_modules`](crate::quantize_linear_modules) can turn the one into the other.
+/// [`quantize_modules`](crate::quantize_modules) can turn the one into the other.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -21,7 +21,7 @@ pub enum Linear {
     Int8(QuantizedLinear),
     /// With the weight in fp16, through FBGEMM.
     Fp16(Fp16Linear),
-    /// Without its weight: yet to be loaded, or parked.
+    /// Without its weight: not loaded yet, or unloaded.
     Unloaded {
         /// The number of outputs.
         out_features: usize,
@@ -84,12 +84,12 @@ impl Linear {
         }
     }
 
-    /// Into how many parts a call with so many rows is worth splitting, up to `threads`.
-    pub fn tasks_worth(&self, rows: usize, threads: usize) -> usize {
+    /// The suggested number of tasks for a call with this many rows on up to `threads` threads.
+    pub fn suggested_tasks(&self, rows: usize, threads: usize) -> usize {
         match self {
-            Self::Float(layer) => layer.tasks_worth(rows, threads),
-            Self::Int8(layer) => layer.tasks_worth(rows, threads),
-            Self::Fp16(layer) => layer.tasks_worth(rows, threads),
+            Self::Float(layer) => layer.suggested_tasks(rows, threads),
+            Self::Int8(layer) => layer.suggested_tasks(rows, threads),
+            Self::Fp16(layer) => layer.suggested_tasks(rows, threads),
             Self::Unloaded { .. } => 1,
         }
     }

@@ -1,6 +1,7 @@
 //! Layers that own their weights: `forward` on numbers of any element type.
 
 pub(crate) mod element;
+pub(crate) mod embedding;
 pub(crate) mod float_linear;
 pub(crate) mod forms;
 pub(crate) mod fp16_linear;

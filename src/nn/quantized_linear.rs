@@ -1,7 +1,7 @@
 //! A quantized linear layer that carries its own weight, packed while it runs and plain when it travels.
 
 use super::element::{self, Element, by_parts};
-use super::forms::{forms, tasks_worth};
+use super::forms::{forms, suggested_tasks};
 use crate::error::{Error, Result};
 use crate::ffi::scratch::zeroed;
 use crate::ffi::tasks::by_rows;
@@ -86,7 +86,7 @@ impl QuantizedLinear {
         &self.shared.parameters.scales
     }
 
-    /// As many zero points as there are [`scales`](Self::scales).
+    /// The zero points, one for each of the [`scales`](Self::scales).
     pub fn zero_points(&self) -> &[i32] {
         &self.shared.parameters.zero_points
     }
@@ -156,12 +156,12 @@ impl QuantizedLinear {
         self.shared.packed.bytes() + size_of::<f32>() * (self.out_features() + bias) + size_of::<Shared>()
     }
 
-    /// Into how many parts a call with so many rows is worth splitting, up to `threads`: 1 where handing a part to
-    /// another thread would cost about what it saves.
-    pub fn tasks_worth(&self, rows: usize, threads: usize) -> usize {
+    /// The suggested number of tasks for a call with this many rows on up to `threads` threads: 1 where handing work to
+    /// another thread would cost about as much as it saves.
+    pub fn suggested_tasks(&self, rows: usize, threads: usize) -> usize {
         let in_a_nanosecond = if self.shared.packed.isa().sums_pairs_exactly() { 190 } else { 100 };
         let weight = self.out_features() * self.in_features();
-        tasks_worth(weight, weight.saturating_mul(rows), in_a_nanosecond, threads)
+        suggested_tasks(weight, weight.saturating_mul(rows), in_a_nanosecond, threads)
     }
 
     forms!(
@@ -446,7 +446,7 @@ mod stored {
 #[cfg(all(test, feature = "serde", feature = "safetensors"))]
 mod tests {
     use super::*;
-    use crate::{Linear, ModelFile, save_linear_modules};
+    use crate::{Linear, ModelFile, save_modules};
 
     /// Of one output, one scale can be the whole weight's or the output's own: FBGEMM's static output stage rounds a bias
     /// otherwise for the one than for the other.
@@ -457,7 +457,7 @@ mod tests {
         let again: QuantizedLinear = serde_json::from_str(&serde_json::to_string(&layer).unwrap()).unwrap();
         assert!(!again.shared.parameters.per_channel);
         let path = std::env::temp_dir().join(format!("fbgemm-one-output-{}.safetensors", std::process::id()));
-        save_linear_modules(&Linear::from(layer), &[], &path).unwrap();
+        save_modules(&Linear::from(layer), &[], &path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(!ModelFile::parse(&bytes).unwrap().portable("").unwrap().weight().parameters().per_channel);

@@ -106,8 +106,8 @@ impl InputScheme {
     }
 
     /// Seven bits, 0 to 127, PyTorch's `reduce_range`: no sum of two products leaves 16 bits, so that every CPU gives
-    /// the same bits, at the cost of steps twice as large. It is for ranges that a call finds; static parameters are taken
-    /// as they are.
+    /// the same bits, at the cost of steps twice as large. It applies to ranges found in a call; static
+    /// parameters are taken as they are.
     pub fn reduce_range(self) -> Self {
         Self { reduce_range: true, ..self }
     }

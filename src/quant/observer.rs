@@ -42,15 +42,15 @@ impl Default for InputObserver {
 }
 
 impl InputObserver {
-    /// Nothing seen yet.
+    /// An observer that has seen nothing.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes in an input of the layer: any number of values.
+    /// Records an input of the layer: any number of values.
     ///
     /// # Errors
-    /// [`Error::NotFinite`], and those of [`cpu_support`](crate::cpu_support); nothing of the input is then taken in.
+    /// [`Error::NotFinite`], and those of [`cpu_support`](crate::cpu_support); none of the input is recorded then.
     pub fn observe(&mut self, input: &[f32]) -> Result<()> {
         let (min, max) = finite_range(input, "input", SupportedCpu::get()?)?;
         (self.min, self.max) = (self.min.min(min), self.max.max(max));

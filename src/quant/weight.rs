@@ -14,7 +14,7 @@ pub(crate) struct Parameters {
     /// One for the whole weight, or one for each output; as many zero points.
     pub(crate) scales: Vec<f32>,
     pub(crate) zero_points: Vec<i32>,
-    /// Which of the two it is, where there is one output: FBGEMM rounds differently then ([`crate::linear_static`]).
+    /// Which of the two it is when there is one output, since FBGEMM rounds them differently ([`crate::linear_static`]).
     pub(crate) per_channel: bool,
     pub(crate) out_features: usize,
     pub(crate) in_features: usize,
@@ -30,7 +30,7 @@ pub(crate) struct Parameters {
 }
 
 impl PartialEq for Parameters {
-    /// Of the same weight: whatever `per_channel`, which a stored weight of one output doesn't tell. All else follows.
+    /// Equal if they are of the same weight. `per_channel` is left out: a stored weight with one output does not tell it.
     fn eq(&self, other: &Self) -> bool {
         let all = |p: &Self| (p.out_features, p.in_features, p.fingerprint);
         all(self) == all(other) && self.scales == other.scales && self.zero_points == other.zero_points
@@ -75,8 +75,8 @@ impl Parameters {
         })
     }
 
-    /// Checks that no int32 sum can wrap around for an input with this zero point, which PyTorch doesn't ask, and gives the
-    /// largest magnitude that a sum can have.
+    /// Checks that no int32 sum can wrap around for an input with this zero point, which PyTorch does not check, and
+    /// returns the largest magnitude that a sum can have.
     pub(crate) fn check_sums(&self, input_zero_point: i32) -> Result<u64> {
         let steps = input_zero_point.max(255 - input_zero_point).unsigned_abs();
         let bound = self.reach * u64::from(steps) + self.clamp;
@@ -177,7 +177,7 @@ impl QuantizedWeight {
         Ok(weight)
     }
 
-    /// Checks that stored column offsets are this weight's: a different weight's would be a sign of damage.
+    /// Checks that stored column offsets are this weight's: others are a sign of damage.
     ///
     /// # Errors
     /// [`Error::WrongLength`], [`Error::ForeignColOffsets`].
@@ -219,7 +219,7 @@ impl QuantizedWeight {
         &self.parameters.scales
     }
 
-    /// As many zero points as there are [`scales`](Self::scales).
+    /// The zero points, one for each of the [`scales`](Self::scales).
     pub fn zero_points(&self) -> &[i32] {
         &self.parameters.zero_points
     }
@@ -246,7 +246,7 @@ impl QuantizedWeight {
         &self.parameters
     }
 
-    /// The plain values, given up, and the rest.
+    /// The plain values and the parameters, apart.
     pub(crate) fn into_parts(self) -> (Vec<i8>, Parameters) {
         (self.data, self.parameters)
     }

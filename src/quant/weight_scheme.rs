@@ -71,7 +71,7 @@ impl WeightScheme {
         self.reduce_range
     }
 
-    /// How many scales a weight of so many outputs gets.
+    /// How many scales a weight with this many outputs gets.
     #[cfg(feature = "safetensors")]
     pub(crate) fn channels(self, out_features: usize) -> usize {
         match self.granularity {

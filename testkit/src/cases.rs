@@ -81,17 +81,28 @@ impl CaseFile {
 
     /// The kind of CPU that the cases were made on: FBGEMM's own word for it where the file has it, else PyTorch's.
     pub fn cpu(&self) -> Option<&str> {
-        self.metadata.get("fbgemm_isa").or_else(|| self.metadata.get("cpu")).map(String::as_str)
+        self.isa().or_else(|| self.metadata.get("cpu").map(String::as_str))
+    }
+
+    /// The instruction set that FBGEMM used, as [`Isa::variable`] names it, where the file tells.
+    pub fn isa(&self) -> Option<&str> {
+        self.metadata.get("fbgemm_isa").map(String::as_str)
+    }
+
+    /// Whether a sum of two products that leaves 16 bits was seen to be exact where the cases were made, where the file
+    /// records it.
+    pub fn recorded_pairs(&self) -> Option<bool> {
+        self.metadata.get("sums_pairs_exactly")?.parse().ok()
     }
 
     /// Whether FBGEMM never clamped sums of two products where the cases were made (`None`: the file doesn't tell, as
     /// PyTorch's "AVX512" is with or without VNNI).
     pub fn pairs_were_exact(&self) -> Option<bool> {
-        match self.metadata.get("fbgemm_isa").map(String::as_str) {
+        self.recorded_pairs().or_else(|| match self.isa() {
             Some("AVX512_E1" | "AVX512_E1_256") => Some(true),
             Some("AVX2" | "AVX512" | "AVX512_256") => Some(false),
             _ => (self.metadata.get("cpu")? == "AVX2").then_some(false),
-        }
+        })
     }
 
     /// Whether FBGEMM's fp16 kernels added up in the same order there as they do on `isa` (`None`: the file doesn't
@@ -163,12 +174,26 @@ macro_rules! element {
         }
     )*};
 }
-element!(f32 = F32, f64 = F64, i8 = I8, u8 = U8, i32 = I32, i64 = I64);
+element!(half::f16 = F16, f32 = F32, f64 = F64, i8 = I8, u8 = U8, i32 = I32, i64 = I64);
 
 impl Case<'_> {
     /// A parameter that is true or false; false where the case doesn't have it.
     pub fn flag(&self, name: &str) -> bool {
         self.parameters[name].as_bool().unwrap_or(false)
+    }
+
+    /// A parameter that is a whole number.
+    ///
+    /// # Errors
+    /// Where the case doesn't have it, or it is none of 32 bits.
+    pub fn number(&self, name: &str) -> Result<u32, String> {
+        let number = self.parameters[name].as_u64().and_then(|number| u32::try_from(number).ok());
+        number.ok_or_else(|| format!("case {:?}: parameter {name:?} is no whole number of 32 bits", self.name))
+    }
+
+    /// A parameter that is a word; none where the case doesn't have it.
+    pub fn word(&self, name: &str) -> Option<&str> {
+        self.parameters[name].as_str()
     }
 
     /// Whether the case has this tensor.

@@ -1,7 +1,7 @@
 //! all-MiniLM-L6-v2: a BERT encoder whose linear layers are fp32 or int8, each by its name in the checkpoint.
 
 use crate::fetch;
-use fbgemm::{Linear, LinearModules, ModelFile};
+use fbgemm::{Embedding, Linear, ModelFile, Modules};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -15,61 +15,65 @@ const LAYERS: usize = 6;
 const HEADS: usize = 12;
 const LAYER_NORM_EPS: f32 = 1e-12;
 
-/// The model. Its fields are named as in the checkpoint, so that its linear layers are.
-#[derive(LinearModules)]
+/// The model. Its fields are named as in the checkpoint, so that its layers are.
+#[derive(Modules)]
 pub struct MiniLm {
-    #[linear(skip)]
     embeddings: Embeddings,
     encoder: Encoder,
     /// In the checkpoint but not in the embedding.
     pooler: Dense,
-    #[linear(skip)]
+    #[module(skip)]
     vocabulary: HashMap<String, usize>,
 }
 
+#[derive(Modules)]
 struct Embeddings {
-    words: Matrix,
-    positions: Matrix,
-    kinds: Matrix,
+    #[module(rename = "word_embeddings")]
+    words: Embedding,
+    #[module(rename = "position_embeddings")]
+    positions: Embedding,
+    #[module(rename = "token_type_embeddings")]
+    kinds: Embedding,
+    #[module(skip)]
     norm: LayerNorm,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Encoder {
     layer: Vec<Layer>,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Layer {
     attention: Attention,
     intermediate: Dense,
     output: Output,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Attention {
-    #[linear(rename = "self")]
+    #[module(rename = "self")]
     heads: SelfAttention,
     output: Output,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct SelfAttention {
     query: Linear,
     key: Linear,
     value: Linear,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Dense {
     dense: Linear,
 }
 
 /// A linear layer whose result is added to what came before, and normalized.
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Output {
     dense: Linear,
-    #[linear(skip)]
+    #[module(skip)]
     norm: LayerNorm,
 }
 
@@ -141,9 +145,9 @@ impl MiniLm {
         };
         Ok(Self {
             embeddings: Embeddings {
-                words: Matrix::load(file, "embeddings.word_embeddings.weight")?,
-                positions: Matrix::load(file, "embeddings.position_embeddings.weight")?,
-                kinds: Matrix::load(file, "embeddings.token_type_embeddings.weight")?,
+                words: file.embedding("embeddings.word_embeddings")?,
+                positions: file.embedding("embeddings.position_embeddings")?,
+                kinds: file.embedding("embeddings.token_type_embeddings")?,
                 norm: LayerNorm::load(file, "embeddings.LayerNorm")?,
             },
             encoder: Encoder { layer: (0..LAYERS).map(layer).collect::<fbgemm::Result<_>>()? },
@@ -193,12 +197,13 @@ impl MiniLm {
     /// A layer's.
     pub fn embed(&self, tokens: &[usize], observe: &mut Observer) -> fbgemm::Result<Vec<f32>> {
         let Embeddings { words, positions, kinds, norm } = &self.embeddings;
-        let width = words.columns;
-        let mut hidden = Matrix { rows: tokens.len(), columns: width, values: Vec::new() };
-        for (position, &token) in tokens.iter().enumerate() {
-            let (word, position) = (words.row(token), positions.row(position));
-            hidden.values.extend((0..width).map(|i| word[i] + kinds.values[i] + position[i]));
-        }
+        let width = words.dimension();
+        let tokens: Vec<i64> = tokens.iter().map(|&token| token as i64).collect();
+        let places: Vec<i64> = (0..tokens.len() as i64).collect();
+        let mut hidden = Matrix { rows: tokens.len(), columns: width, values: words.forward(&tokens)? };
+        let (positions, kind) = (positions.forward(&places)?, kinds.forward(&[0i64])?);
+        let added = kind.iter().cycle().zip(&positions);
+        hidden.values.iter_mut().zip(added).for_each(|(x, (kind, position))| *x += kind + position);
         norm.apply(&mut hidden);
         for Layer { attention, intermediate, output } in &self.encoder.layer {
             let query = run(&attention.heads.query, &hidden, observe)?;
@@ -255,12 +260,6 @@ impl LayerNorm {
 }
 
 impl Matrix {
-    fn load(file: &ModelFile, name: &str) -> fbgemm::Result<Self> {
-        let (shape, values) = file.tensor_f32(name)?;
-        let columns = shape.last().copied().unwrap_or(1);
-        Ok(Self { rows: values.len() / columns.max(1), columns, values })
-    }
-
     fn row(&self, i: usize) -> &[f32] {
         &self.values[i * self.columns..][..self.columns]
     }

@@ -155,6 +155,35 @@ fn calls_of_unsigned_bytes_allocate_nothing_in_steady_state() {
 }
 
 #[test]
+fn look_ups_in_embedding_tables_allocate_nothing_in_steady_state() {
+    use fbgemm::{BagOptions, EmbeddingFormat as F, EmbeddingTable};
+    let weight: Vec<f32> = (0..50 * 52).map(|i| (i * 31 % 251) as f32 / 125.0 - 1.0).collect();
+    for format in [F::Fp32, F::Fp16, F::Int8, F::Int4, F::Int2] {
+        let packed = fbgemm::pack_embedding(&weight, 50, 52, format).unwrap();
+        let stored = EmbeddingTable::from_bytes(packed.bytes(), format, 50, 52).unwrap();
+        let indices: Vec<i64> = (0..5000).map(|i| i * 7 % 49).collect();
+        let (narrow, weights) = (indices.iter().map(|&i| i as i32).collect::<Vec<_>>(), vec![0.5; 5000]);
+        let offsets: Vec<i32> = (0..=100).map(|i| i * 50).collect();
+        let (mut bags, mut rows) = (vec![0f32; 100 * 52], vec![0f32; 5000 * 52]);
+        let mut half = vec![half::f16::ZERO; 100 * 52];
+        let mut all = || {
+            for table in [&packed, &stored] {
+                let (sums, closed) = (BagOptions::new(), BagOptions::new().include_last_offset());
+                let factors = sums.per_sample_weights(&weights);
+                fbgemm::embedding_bag_into(table, &indices, &offsets, closed, &mut bags).unwrap();
+                fbgemm::embedding_bag_into(table, &narrow, &offsets[..100], sums.mean(), &mut bags).unwrap();
+                fbgemm::embedding_bag_into(table, &narrow, &offsets[..100], factors, &mut half).unwrap();
+                let each = |task: &(dyn Fn(usize) + Sync)| (0..3).for_each(task);
+                fbgemm::embedding_bag_tasks(table, &indices, &offsets, closed, &mut bags, 3, each).unwrap();
+                fbgemm::embedding_into(table, &indices, &mut rows).unwrap();
+            }
+        };
+        all();
+        assert_eq!(allocations(|| (0..20).for_each(|_| all())), 0, "{format:?}");
+    }
+}
+
+#[test]
 fn smaller_calls_after_larger_ones_reuse_the_buffer() {
     let layer = QuantizedLinear::new(&[0.5; 96 * 64], None, 96, 64, Int8Scheme::pytorch()).unwrap();
     layer.warm_up(1..=40).unwrap();
@@ -181,6 +210,31 @@ fn the_threads_buffer_is_bounded_and_given_back_on_demand() {
         assert_eq!(fbgemm::thread_buffer_bytes(), 0);
         layer.forward_into(&input[..64], &mut output[..1000]).unwrap();
         assert!((1..held).contains(&fbgemm::thread_buffer_bytes()));
+    })
+    .join()
+    .unwrap();
+}
+
+/// Inputs and outputs of other types are converted some rows at a time, in a buffer that is counted and given back.
+#[test]
+fn the_buffer_for_other_types_is_bounded_counted_and_given_back() {
+    std::thread::spawn(|| {
+        let layer = QuantizedLinear::new(&vec![0.5; 1000 * 64], None, 1000, 64, Int8Scheme::accurate()).unwrap();
+        let (floats, mut output) = (vec![0.5f32; 20_000 * 64], vec![0f32; 20_000 * 1000]);
+        layer.forward_into(&floats, &mut output).unwrap();
+        let of_floats = fbgemm::thread_buffer_bytes();
+        let halves = vec![half::f16::from_f32(0.5); 20_000 * 64];
+        let mut narrow = vec![half::f16::ZERO; 20_000 * 1000];
+        layer.forward_into(&halves, &mut narrow).unwrap();
+        // All rows converted at once would take 85 MB.
+        let held = fbgemm::thread_buffer_bytes() - of_floats;
+        assert!((1 << 20..5 << 20).contains(&held), "{held}");
+        assert!(narrow.iter().zip(&output).all(|(narrow, wide)| *narrow == half::f16::from_f32(*wide)));
+        fbgemm::release_thread_buffer();
+        assert_eq!(fbgemm::thread_buffer_bytes(), 0);
+        let single = [0.25f64; 64];
+        layer.forward::<f64>(&single).unwrap();
+        assert!((1..of_floats).contains(&fbgemm::thread_buffer_bytes()));
     })
     .join()
     .unwrap();

@@ -18,7 +18,7 @@ KINDS = ["avx2", "avx512", "avx512_e1"]
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "I8": 1, "U8": 1}
 INPUTS = "inputs"
 # Of the machine, not of the cases.
-MADE_ON = ["fbgemm_isa", "cpu"]
+MADE_ON = ["fbgemm_isa", "cpu", "sums_pairs_exactly"]
 
 
 def parse(data):

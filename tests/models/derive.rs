@@ -1,6 +1,6 @@
 //! The derive: which layers it finds under which names, and what it says when it can't.
 
-use fbgemm::{Int8Scheme, Linear, LinearModules, QuantizeOptions, quantize_linear_modules};
+use fbgemm::{Int8Scheme, Linear, Modules, QuantizeOptions, quantize_modules};
 use fbgemm_testkit::process::alone;
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +10,7 @@ fn layer() -> Linear {
 
 /// The names in the order of the walk, which must be those of the walk that changes; then all are quantized by one
 /// call.
-fn names(model: &mut impl LinearModules) -> Vec<String> {
+fn names(model: &mut impl Modules) -> Vec<String> {
     let mut names = Vec::new();
     let mut layers: Vec<&Linear> = Vec::new();
     model.visit_linear("", &mut |name, layer| {
@@ -21,7 +21,7 @@ fn names(model: &mut impl LinearModules) -> Vec<String> {
     model.visit_linear_mut("", &mut |name, _| again.push(name.to_string()));
     assert_eq!(names, again);
     if !names.is_empty() {
-        let report = quantize_linear_modules(model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+        let report = quantize_modules(model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
         assert!(report.quantized().map(|layer| &layer.name).eq(&names));
         model.visit_linear("", &mut |name, layer| assert!(layer.is_quantized(), "{name}"));
     }
@@ -31,7 +31,7 @@ fn names(model: &mut impl LinearModules) -> Vec<String> {
 /// No linear layers, and it does not say so.
 struct Norm;
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Nested {
     inner: Inner,
     list: Vec<Linear>,
@@ -44,12 +44,12 @@ struct Nested {
     by_hash: HashMap<&'static str, Linear>,
     width: usize,
     label: String,
-    #[linear(skip)]
+    #[module(skip)]
     #[allow(dead_code)]
     norm: Norm,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Inner {
     a: Linear,
 }
@@ -76,14 +76,14 @@ fn layers_are_found_wherever_they_sit() {
     assert_eq!(names(&mut model).join(" "), expected);
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Named {
     r#type: Linear,
-    #[linear(rename = "self")]
+    #[module(rename = "self")]
     self_attention: Inner,
-    #[linear(rename = "a.b")]
+    #[module(rename = "a.b")]
     dotted: Linear,
-    #[linear(flatten)]
+    #[module(flatten)]
     flat: Inner,
 }
 
@@ -94,13 +94,13 @@ fn names_can_be_raw_changed_and_left_out() {
     assert_eq!(names(&mut model), ["type", "self.a", "a.b", "a"]);
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Newtype(Inner);
 
-#[derive(LinearModules)]
-struct Pair(Linear, #[linear(skip)] Norm, Inner);
+#[derive(Modules)]
+struct Pair(Linear, #[module(skip)] Norm, Inner);
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Nothing;
 
 #[test]
@@ -110,7 +110,7 @@ fn tuple_structs_are_numbered_and_newtypes_add_no_name() {
     assert!(names(&mut Nothing).is_empty());
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 enum Head {
     Plain(Linear),
     Gated { gate: Linear, value: Linear },
@@ -118,7 +118,7 @@ enum Head {
     Absent,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 enum Impossible {}
 
 #[test]
@@ -133,19 +133,19 @@ fn an_enums_variant_adds_no_name() {
     assert!(names(&mut Vec::<Impossible>::new()).is_empty());
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Generic<'a, T, U, const N: usize>
 where
     T: Clone,
 {
     layers: [T; N],
     borrowed: &'a mut U,
-    #[linear(skip)]
+    #[module(skip)]
     #[allow(dead_code)]
     other: Option<fn(T) -> U>,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Tree<T> {
     value: T,
     children: Vec<Tree<T>>,
@@ -165,7 +165,7 @@ fn generic_and_recursive_types_are_walked() {
 /// Field types that come from elsewhere than the derive.
 macro_rules! model {
     ($name:ident { $($fields:tt)* }) => {
-        #[derive(LinearModules)]
+        #[derive(Modules)]
         struct $name { $($fields)* }
     };
 }
@@ -180,27 +180,27 @@ fn a_macro_can_pass_the_fields_on() {
 #[deny(warnings)]
 #[allow(dead_code, missing_docs)]
 pub mod quiet {
-    use fbgemm::{Linear, LinearModules};
+    use fbgemm::{Linear, Modules};
 
-    #[derive(LinearModules)]
+    #[derive(Modules)]
     #[deprecated]
     pub struct Old {
         #[deprecated]
         a: Linear,
     }
 
-    #[derive(LinearModules)]
+    #[derive(Modules)]
     pub struct Public<T> {
         private: Private<T>,
     }
 
-    #[derive(LinearModules)]
+    #[derive(Modules)]
     struct Private<T>(T);
 
-    #[derive(LinearModules)]
+    #[derive(Modules)]
     pub enum Empty {}
 
-    #[derive(LinearModules)]
+    #[derive(Modules)]
     pub struct Unit;
 }
 

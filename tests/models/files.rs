@@ -2,8 +2,8 @@
 
 use crate::folder;
 use fbgemm::{
-    Error, Int8Scheme, Isa, Linear, ModelFile, PlainTensor, QuantizeOptions, QuantizedLinear, load_linear_modules,
-    quantize_linear_modules, save_linear_modules, unload_linear_modules,
+    Error, Int8Scheme, Isa, Linear, ModelFile, PlainTensor, QuantizeOptions, QuantizedLinear, load_modules,
+    quantize_modules, save_modules, unload_modules,
 };
 use fbgemm_testkit::compare::bits;
 use fbgemm_testkit::files::golden;
@@ -26,13 +26,13 @@ fn float(n: usize, k: usize, seed: u64, spread: f32) -> Linear {
 /// The same shapes with nothing in them.
 fn emptied(model: &Model) -> Model {
     let mut model = model.clone();
-    unload_linear_modules(&mut model);
+    unload_modules(&mut model);
     model
 }
 
 fn load(path: &Path, model: &mut Model, threads: usize) -> fbgemm::Result<()> {
     let bytes = std::fs::read(path).unwrap();
-    load_linear_modules(model, &ModelFile::parse(&bytes)?, threads)
+    load_modules(model, &ModelFile::parse(&bytes)?, threads)
 }
 
 #[test]
@@ -53,8 +53,8 @@ fn quantized_saved_and_loaded_gives_the_same_bits() {
             if shapes.len() > 1 {
                 options = options.exclude("layer.0");
             }
-            quantize_linear_modules(&mut model, &options).unwrap();
-            save_linear_modules(&model, &[], &path).unwrap();
+            quantize_modules(&mut model, &options).unwrap();
+            save_modules(&model, &[], &path).unwrap();
             let mut loaded = emptied(&model);
             load(&path, &mut loaded, threads).unwrap();
             for (name, layer) in &model {
@@ -72,9 +72,9 @@ fn quantized_saved_and_loaded_gives_the_same_bits() {
 fn a_file_has_plain_names_types_and_shapes_and_nothing_packed() {
     let path = folder("layout").join("model.safetensors");
     let mut model = Model::from([("a.b".to_string(), float(6, 10, 1, 1.0)), ("c".to_string(), float(3, 4, 3, 1.0))]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("c")).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("c")).unwrap();
     let norm = PlainTensor { name: "norm.weight", shape: &[2, 2], values: &[1.0, 2.0, 3.0, 4.0] };
-    save_linear_modules(&model, &[norm], &path).unwrap();
+    save_modules(&model, &[norm], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(header.metadata().clone().unwrap(), [("fbgemm_format".to_string(), "1".to_string())].into());
@@ -92,7 +92,7 @@ fn a_file_has_plain_names_types_and_shapes_and_nothing_packed() {
     ];
     assert_eq!(found, expected);
     assert_eq!(ModelFile::parse(&bytes).unwrap().tensor_f32("norm.weight").unwrap().1, norm.values);
-    save_linear_modules(&model, &[norm], &path).unwrap();
+    save_modules(&model, &[norm], &path).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), bytes, "the same model gives the same file");
 }
 
@@ -101,14 +101,14 @@ fn a_save_that_fails_leaves_the_old_file_and_nothing_beside_it() {
     let folder = folder("atomic");
     let path = folder.join("model.safetensors");
     let model = Model::from([("a".to_string(), float(6, 10, 1, 1.0))]);
-    save_linear_modules(&model, &[], &path).unwrap();
+    save_modules(&model, &[], &path).unwrap();
     let old = std::fs::read(&path).unwrap();
 
     let twice = PlainTensor { name: "a.weight", shape: &[1], values: &[1.0] };
-    let error = save_linear_modules(&model, &[twice], &path).unwrap_err();
+    let error = save_modules(&model, &[twice], &path).unwrap_err();
     assert_eq!(error, Error::DuplicateName { name: "a.weight".to_string() });
     let short = PlainTensor { name: "b", shape: &[2], values: &[1.0] };
-    let error = save_linear_modules(&model, &[short], &path).unwrap_err();
+    let error = save_modules(&model, &[short], &path).unwrap_err();
     assert_eq!(error, Error::WrongLength { what: "tensor", given: 1, expected: 2 });
     assert_eq!(std::fs::read(&path).unwrap(), old);
     assert_eq!(names_in(&folder), ["model.safetensors"]);
@@ -116,11 +116,11 @@ fn a_save_that_fails_leaves_the_old_file_and_nothing_beside_it() {
     // The name is taken by a folder: written beside it in full, then not renamed.
     let taken = folder.join("taken");
     std::fs::create_dir_all(taken.join("full")).unwrap();
-    let error = save_linear_modules(&model, &[], &taken).unwrap_err();
+    let error = save_modules(&model, &[], &taken).unwrap_err();
     assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("taken")), "{error}");
     assert_eq!(names_in(&folder), ["model.safetensors", "taken"]);
     for nowhere in [folder.join("missing/model.safetensors"), folder.join("..")] {
-        assert!(matches!(save_linear_modules(&model, &[], nowhere), Err(Error::Io { .. })));
+        assert!(matches!(save_modules(&model, &[], nowhere), Err(Error::Io { .. })));
     }
 }
 
@@ -128,15 +128,15 @@ fn a_save_that_fails_leaves_the_old_file_and_nothing_beside_it() {
 fn a_layer_without_its_weight_is_an_error_and_keeps_its_shape() {
     let path = folder("unloaded").join("model.safetensors");
     let mut model = Model::from([("a".to_string(), float(6, 10, 1, 1.0)), ("b".to_string(), float(3, 4, 3, 1.0))]);
-    unload_linear_modules(&mut model);
+    unload_modules(&mut model);
     let a = &model["a"];
     assert_eq!((a.out_features(), a.in_features(), a.bytes(), a.bias()), (6, 10, 0, None));
     assert_eq!(a.forward(&[0.0f32; 10]), Err(Error::NotLoaded));
     assert_eq!(a.forward_into(&[0.0f32; 10], &mut [0.0; 6]), Err(Error::NotLoaded));
-    let error = save_linear_modules(&model, &[], &path).unwrap_err();
+    let error = save_modules(&model, &[], &path).unwrap_err();
     assert_eq!(error.chain().split(',').next(), Some(r#"layer "a": the layer's weight is not loaded"#));
     assert!(!path.exists());
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
+    let error = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
     assert_eq!(error, Error::NothingToQuantize { layers: 2, already: 0, transposed: 0 });
 }
 
@@ -147,7 +147,7 @@ fn a_saved_file_has_a_new_files_permissions() {
     use std::os::unix::fs::PermissionsExt;
     let folder = folder("permissions");
     let path = folder.join("model.safetensors");
-    save_linear_modules(&Model::from([("a".to_string(), float(2, 2, 1, 1.0))]), &[], &path).unwrap();
+    save_modules(&Model::from([("a".to_string(), float(2, 2, 1, 1.0))]), &[], &path).unwrap();
     std::fs::write(folder.join("plain"), "").unwrap();
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
     assert_eq!(mode(&path), mode(&folder.join("plain")));
@@ -157,8 +157,8 @@ fn a_saved_file_has_a_new_files_permissions() {
 fn a_model_that_does_not_fit_the_file_is_left_as_it_is() {
     let path = folder("misfit").join("model.safetensors");
     let mut model = Model::from([("a".to_string(), float(6, 10, 1, 1.0)), ("b".to_string(), float(3, 4, 3, 1.0))]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
-    save_linear_modules(&model, &[], &path).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    save_modules(&model, &[], &path).unwrap();
     let refused = |mut model: Model| {
         let before = format!("{model:?}");
         let error = load(&path, &mut model, 2).unwrap_err();
@@ -218,8 +218,8 @@ fn a_file_saved_here_loads_on_every_instruction_set() {
         ("a".to_string(), float(37, 65, 1, 0.1)),
         ("extreme".to_string(), Linear::new(vec![1.0; 8 * 33], None, 8, 33).unwrap()),
     ]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
-    save_linear_modules(&model, &[], &path).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    save_modules(&model, &[], &path).unwrap();
     let sets = lesser(fbgemm::cpu_support().unwrap());
     if sets.is_empty() {
         println!("NOT RUN: this CPU has no other instruction set");
@@ -269,8 +269,8 @@ fn python_reads_a_saved_file() {
     }
     let path = folder.join("model.safetensors");
     let mut model = Model::from([("a".to_string(), float(6, 10, 1, 1.0)), ("c".to_string(), float(3, 4, 3, 1.0))]);
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("c")).unwrap();
-    save_linear_modules(&model, &[], &path).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("c")).unwrap();
+    save_modules(&model, &[], &path).unwrap();
     let script = r#"
 import sys
 from safetensors import safe_open
@@ -298,7 +298,7 @@ fn layers_are_loaded_by_name_as_they_are_stored() {
     let path = folder("by-name").join("model.safetensors");
     let layer = QuantizedLinear::new(&normal(6 * 10, 1, 1.0), None, 6, 10, Int8Scheme::pytorch()).unwrap();
     // A module that is a linear layer itself has an empty name.
-    save_linear_modules(&Linear::from(layer.clone()), &[], &path).unwrap();
+    save_modules(&Linear::from(layer.clone()), &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let file = ModelFile::parse(&bytes).unwrap();
     assert_eq!(file.quantized_layers().collect::<Vec<_>>(), [""]);

@@ -3,7 +3,7 @@
 use crate::folder;
 use fbgemm::{
     Error, InputScheme, Int8Scheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, U8Params,
-    WeightScheme, load_linear_modules, quantize_weight, quantize_weight_as, save_linear_modules, unload_linear_modules,
+    WeightScheme, load_modules, quantize_weight, quantize_weight_as, save_modules, unload_modules,
 };
 use fbgemm_testkit::cases::stored;
 use fbgemm_testkit::compare::bits;
@@ -120,11 +120,11 @@ fn pytorchs_outputs_come_out_of_layers_that_were_stored_and_loaded() {
     assert!(model.len() >= 90, "{}", model.len());
 
     let path = folder("golden").join("model.safetensors");
-    save_linear_modules(&model, &[], &path).unwrap();
+    save_modules(&model, &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let file = ModelFile::parse(&bytes).unwrap();
-    unload_linear_modules(&mut model);
-    load_linear_modules(&mut model, &file, 2).unwrap();
+    unload_modules(&mut model);
+    load_modules(&mut model, &file, 2).unwrap();
     for (name, (input, output)) in &expected {
         assert!(model[name].is_quantized());
         assert_eq!(bits(&model[name].forward(input).unwrap()), bits(output), "{name}");
@@ -169,7 +169,7 @@ fn schemes_survive_being_stored() {
         let expected = bits(&layer.forward(&input).unwrap());
         let again: QuantizedLinear = serde_json::from_str(&serde_json::to_string(&layer).unwrap()).unwrap();
         assert_eq!((again.input_scheme(), bits(&again.forward(&input).unwrap())), (scheme, expected.clone()));
-        save_linear_modules(&BTreeMap::from([("a.b", Linear::from(layer))]), &[], &path).unwrap();
+        save_modules(&BTreeMap::from([("a.b", Linear::from(layer))]), &[], &path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let file = ModelFile::parse(&bytes).unwrap();
         assert_eq!(file.metadata()["fbgemm_format"], "2");
@@ -258,9 +258,9 @@ fn a_call_in_parts_gives_the_same_bits() {
     // More work than one part is worth.
     let (n, k, rows) = (1024, 1024, 128);
     let layer = QuantizedLinear::new(&normal(n * k, 1, 0.1), None, n, k, Int8Scheme::pytorch()).unwrap();
-    assert_eq!((layer.tasks_worth(1, 8), layer.tasks_worth(0, 8), layer.tasks_worth(rows, 1)), (1, 1, 1));
+    assert_eq!((layer.suggested_tasks(1, 8), layer.suggested_tasks(0, 8), layer.suggested_tasks(rows, 1)), (1, 1, 1));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    assert!(layer.tasks_worth(rows, 3) > 1);
+    assert!(layer.suggested_tasks(rows, 3) > 1);
     let (input, mut output) = (normal(rows * k, 3, 2.0), vec![0.0; rows * n]);
     pool.install(|| layer.forward_rayon(&input, &mut output)).unwrap();
     assert_eq!(bits(&output), bits(&layer.forward(&input).unwrap()));

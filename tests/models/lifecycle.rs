@@ -2,8 +2,8 @@
 
 use crate::folder;
 use fbgemm::{
-    Int8Scheme, Linear, ModelFile, PackedMatrix, QuantizeOptions, QuantizedLinear, load_linear_modules,
-    quantize_linear_modules, save_linear_modules, unload_linear_modules,
+    Int8Scheme, Linear, ModelFile, PackedMatrix, QuantizeOptions, QuantizedLinear, load_modules, quantize_modules,
+    save_modules, unload_modules,
 };
 use fbgemm_testkit::process::alone;
 use fbgemm_testkit::random::normal;
@@ -34,9 +34,9 @@ fn counting_handles() {
     let path = folder("handles").join("model.safetensors");
     let float = || Linear::new(normal(24 * 40, 1, 1.0), None, 24, 40).unwrap();
     let mut model: Vec<Linear> = (0..5).map(|_| float()).collect();
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     assert_eq!(live(), 5);
-    save_linear_modules(&model, &[], &path).unwrap();
+    save_modules(&model, &[], &path).unwrap();
     assert_eq!(live(), 5);
     drop(model);
     assert_eq!(live(), 0, "saved and dropped");
@@ -45,16 +45,16 @@ fn counting_handles() {
     let file = ModelFile::parse(&bytes).unwrap();
     assert_eq!(live(), 0, "parsed, nothing packed");
     let mut model: Vec<Linear> = (0..5).map(|_| float()).collect();
-    load_linear_modules(&mut model, &file, 3).unwrap();
+    load_modules(&mut model, &file, 3).unwrap();
     assert_eq!(live(), 5, "one for each layer");
-    load_linear_modules(&mut model, &file, 3).unwrap();
+    load_modules(&mut model, &file, 3).unwrap();
     assert_eq!(live(), 5, "the old ones are dropped");
-    unload_linear_modules(&mut model);
+    unload_modules(&mut model);
     assert_eq!(live(), 0, "parked");
-    load_linear_modules(&mut model, &file, 3).unwrap();
+    load_modules(&mut model, &file, 3).unwrap();
     assert_eq!(live(), 5, "and back");
     let mut wrong: Vec<Linear> = (0..4).map(|_| float()).collect();
-    load_linear_modules(&mut wrong, &file, 3).unwrap_err();
+    load_modules(&mut wrong, &file, 3).unwrap_err();
     let json = serde_json::to_string(&model).unwrap();
     assert_eq!(live(), 5, "none left over from an error or from saving");
     drop(model);
@@ -112,7 +112,7 @@ fn measuring_memory() {
 
     let path = folder("memory").join("model.safetensors");
     let model: Vec<Linear> = layers.iter().cloned().map(Linear::from).collect();
-    save_linear_modules(&model, &[], &path).unwrap();
+    save_modules(&model, &[], &path).unwrap();
     drop(model);
     let saved = per_weight(resident() - before);
     assert!(saved < 1.15, "{saved} bytes a weight after saving");
@@ -146,7 +146,7 @@ fn measuring_the_peak() {
     drop(small);
     reset_peak();
     let before = resident();
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     let (above, after) = (peak().saturating_sub(before), before.saturating_sub(resident()));
     println!("peak: {:.2} layers above the model", above as f64 / LAYER_BYTES as f64);
     assert!(above < 3 * LAYER_BYTES / 2, "{above} bytes above the model");

@@ -2,7 +2,7 @@
 
 use fbgemm::{
     Error, InputScheme, Int8Scheme, Linear, LinearScheme, QuantizeOptions, QuantizedLinear, Skipped, WeightScheme,
-    quantize_linear_modules, quantize_weight,
+    quantize_modules, quantize_weight,
 };
 use fbgemm_testkit::compare::bits;
 use fbgemm_testkit::random::normal;
@@ -23,7 +23,7 @@ fn model() -> Model {
 }
 
 fn outcomes(options: &QuantizeOptions) -> Vec<Result<(), Skipped>> {
-    let report = quantize_linear_modules(&mut model(), options).unwrap();
+    let report = quantize_modules(&mut model(), options).unwrap();
     report.layers.iter().map(|layer| layer.outcome.map(|_| ())).collect()
 }
 
@@ -46,7 +46,7 @@ fn a_pattern_that_matches_nothing_and_nothing_to_do_are_errors() {
     let refused = |options: QuantizeOptions| {
         let mut model = model();
         let before = format!("{model:?}");
-        let error = quantize_linear_modules(&mut model, &options).unwrap_err();
+        let error = quantize_modules(&mut model, &options).unwrap_err();
         assert_eq!(format!("{model:?}"), before, "the model is as it was");
         error
     };
@@ -61,14 +61,14 @@ fn a_pattern_that_matches_nothing_and_nothing_to_do_are_errors() {
         refused(QuantizeOptions::new(Int8Scheme::pytorch()).min_features(1000)),
         Error::NothingToQuantize { layers: 3, already: 0, transposed: 0 }
     );
-    let none = quantize_linear_modules(&mut Model::new(), &QuantizeOptions::new(Int8Scheme::pytorch()));
+    let none = quantize_modules(&mut Model::new(), &QuantizeOptions::new(Int8Scheme::pytorch()));
     assert_eq!(none.unwrap_err(), Error::NothingToQuantize { layers: 0, already: 0, transposed: 0 });
     let mut model = model();
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("head.*")).unwrap();
-    let again = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("head.*")).unwrap();
+    let again = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     let again: Vec<_> = again.layers.iter().map(|layer| layer.outcome.err()).collect();
     assert_eq!(again, [Some(Skipped::AlreadyQuantized), Some(Skipped::AlreadyQuantized), None]);
-    let third = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()));
+    let third = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()));
     assert_eq!(third.unwrap_err(), Error::NothingToQuantize { layers: 3, already: 3, transposed: 0 });
 }
 
@@ -78,17 +78,17 @@ fn a_weight_that_is_not_finite_names_its_layer_and_leaves_the_model() {
     let mut weight = normal(4 * 16, 3, 0.1);
     weight[9] = f32::NAN;
     model.get_mut("head").unwrap()[0] = Linear::new(weight, None, 4, 16).unwrap();
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
+    let error = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
     assert_eq!(error.chain(), r#"layer "head.0": weight[9] is NaN, expected a finite number"#);
     assert!(model.values().flatten().all(|layer| !layer.is_quantized()));
     // It is of no matter in a layer that stays.
-    quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("head.*")).unwrap();
+    quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("head.*")).unwrap();
 }
 
 #[test]
 fn layers_compute_what_quantizing_them_alone_gives() {
     let mut quantized = model();
-    quantize_linear_modules(&mut quantized, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    quantize_modules(&mut quantized, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     for (name, layers) in model() {
         for (i, layer) in layers.iter().enumerate() {
             let Linear::Float(float) = layer else { unreachable!() };
@@ -111,8 +111,7 @@ fn the_report_has_names_shapes_bytes_errors_and_saturating_shares() {
         ("even".to_string(), vec![Linear::new(weight.clone(), None, 8, 10).unwrap()]),
         ("head".to_string(), vec![float(4, 16, 3)]),
     ]);
-    let report =
-        quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("head.0")).unwrap();
+    let report = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch()).exclude("head.0")).unwrap();
     let [even, head] = &report.layers[..] else { panic!("{report:?}") };
     assert_eq!((even.name.as_str(), even.out_features, even.in_features), ("even.0", 8, 10));
     assert_eq!((even.bytes_before, even.bytes_after), (4 * 80, model["even"][0].bytes()));
@@ -149,7 +148,7 @@ fn the_whole_model_is_quantized_by_the_schemes_of_the_options() {
     let weights = WeightScheme::new().per_channel().symmetric().reduce_range();
     let input = InputScheme::new().per_row();
     let options = QuantizeOptions::new(Int8Scheme { weights, inputs: input });
-    let report = quantize_linear_modules(&mut quantized, &options).unwrap();
+    let report = quantize_modules(&mut quantized, &options).unwrap();
     assert!(report.to_string().contains("weights per_channel symmetric reduce_range, inputs per_row"), "{report}");
     assert!(report.quantized().all(|layer| layer.outcome.unwrap().saturating_share == 0.0));
     for layer in quantized.values().flatten() {
@@ -158,7 +157,7 @@ fn the_whole_model_is_quantized_by_the_schemes_of_the_options() {
     }
     // Eight bits can saturate, unless the input has seven.
     let share = |options: &QuantizeOptions| {
-        let report = quantize_linear_modules(&mut model(), options).unwrap();
+        let report = quantize_modules(&mut model(), options).unwrap();
         report.quantized().map(|layer| layer.outcome.unwrap().saturating_share).sum::<f64>()
     };
     assert!(share(&QuantizeOptions::new(Int8Scheme::pytorch())) > 0.0);
@@ -173,20 +172,20 @@ fn weights_in_fp16_give_the_operations_bits_and_survive_being_stored() {
     let path = crate::folder("fp16").join("model.safetensors");
     let mut half = model();
     let options = || QuantizeOptions::new(LinearScheme::Fp16).exclude("head.0");
-    let report = quantize_linear_modules(&mut half, &options()).unwrap();
+    let report = quantize_modules(&mut half, &options()).unwrap();
     assert!(report.to_string().contains("2 of 3 in fp16") && report.to_string().contains("weights fp16"), "{report}");
     let mut names = report.layers.iter();
-    let again = quantize_linear_modules(&mut half, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
+    let again = quantize_modules(&mut half, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap();
     assert_eq!(again.layers[0].outcome, Err(Skipped::AlreadyQuantized));
-    fbgemm::save_linear_modules(&half, &[], &path).unwrap();
+    fbgemm::save_modules(&half, &[], &path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let file = fbgemm::ModelFile::parse(&bytes).unwrap();
     assert_eq!(file.fp16_layers().collect::<Vec<_>>(), ["encoder.0", "encoder.1"]);
     let json = serde_json::to_string(&half).unwrap();
     let stored: Model = serde_json::from_str(&json).unwrap();
     let mut loaded = half.clone();
-    fbgemm::unload_linear_modules(&mut loaded);
-    fbgemm::load_linear_modules(&mut loaded, &file, 2).unwrap();
+    fbgemm::unload_modules(&mut loaded);
+    fbgemm::load_modules(&mut loaded, &file, 2).unwrap();
     for (i, layer) in model()["encoder"].iter().enumerate() {
         let Linear::Float(float) = layer else { panic!() };
         let (n, k) = (float.out_features(), float.in_features());

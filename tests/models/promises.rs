@@ -3,7 +3,7 @@
 
 use fbgemm::{
     Error, FloatLinear, Fp16Linear, InputScheme, Int8Scheme, Linear, LinearScheme, PortableLinear, QuantizeOptions,
-    QuantizedLinear, QuantizedWeight, U8Params, WeightScheme, quantize_linear_modules,
+    QuantizedLinear, QuantizedWeight, U8Params, WeightScheme, quantize_modules,
 };
 use fbgemm_testkit::process::{again, succeed};
 use fbgemm_testkit::random::normal;
@@ -18,7 +18,7 @@ fn float(out_features: usize, in_features: usize) -> Linear {
 fn a_layer_too_large_for_its_target_leaves_the_whole_model() {
     // Padded to 512 inputs, the second has 2³¹ elements in fp16; in int8 it fits.
     let mut model = vec![float(8, 8), float(1 << 22, 1)];
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(LinearScheme::Fp16)).unwrap_err();
+    let error = quantize_modules(&mut model, &QuantizeOptions::new(LinearScheme::Fp16)).unwrap_err();
     assert!(matches!(&error, Error::InLayer { name, .. } if name == "1"), "{error}");
     assert!(error.chain().contains("too large"), "{}", error.chain());
     assert!(model.iter().all(|layer| matches!(layer, Linear::Float(_))));
@@ -29,7 +29,7 @@ fn a_sum_beyond_32_bits_leaves_the_whole_model() {
     // All weights 1: every q is 127 and the zero point −128, so that the offset of the row is 255 · in_features.
     let long = Linear::new(vec![1.0; 9_000_000], None, 1, 9_000_000).unwrap();
     let mut model = vec![float(8, 8), long];
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
+    let error = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
     assert!(error.chain().contains("int32 sum"), "{}", error.chain());
     assert!(model.iter().all(|layer| matches!(layer, Linear::Float(_))));
 }
@@ -46,7 +46,7 @@ fn where_memory_runs_out_the_error_says_what_is_left() {
 #[ignore = "needs a process with little memory"]
 fn quantizing_without_memory() {
     let mut model = vec![float(8, 8), Linear::new(vec![0.5; 300_000_000], None, 1000, 300_000).unwrap(), float(8, 8)];
-    let error = quantize_linear_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
+    let error = quantize_modules(&mut model, &QuantizeOptions::new(Int8Scheme::pytorch())).unwrap_err();
     assert!(matches!(error, Error::PartlyQuantized { quantized: 1, chosen: 3, .. }), "{}", error.chain());
     assert!(matches!(model[0], Linear::Int8(_)) && matches!(model[1], Linear::Float(_)));
     assert!(matches!(model[2], Linear::Float(_)));
@@ -71,36 +71,58 @@ fn numbers_of_rows_beyond_counting_are_errors() {
         assert!(matches!(layer.warm_up([rows]), Err(Error::TooLarge { .. })), "{rows}");
         assert!(matches!(float(2, 3).warm_up([rows]), Err(Error::TooLarge { .. })), "{rows}");
     }
-    assert_eq!(layer.tasks_worth(usize::MAX, 4), 4);
+    assert_eq!(layer.suggested_tasks(usize::MAX, 4), 4);
     let shape = [usize::MAX, 2];
     let wrong = fbgemm::PlainTensor { name: "a", shape: &shape, values: &[] };
-    let error = fbgemm::save_linear_modules(&float(2, 2), &[wrong], "/nowhere").unwrap_err();
+    let error = fbgemm::save_modules(&float(2, 2), &[wrong], "/nowhere").unwrap_err();
     assert_eq!(error, Error::WrongLength { what: "tensor", given: 0, expected: usize::MAX });
 }
 
+/// FBGEMM has thread-local buffers of its own: a destructor that runs after theirs gets an error, one before works.
 #[test]
-fn a_call_while_its_thread_ends_works() {
-    struct Last(QuantizedLinear);
+fn a_call_while_its_thread_ends_works_or_is_an_error() {
+    struct Last {
+        layers: [Linear; 3],
+        works: bool,
+    }
     impl Drop for Last {
         fn drop(&mut self) {
-            let before = self.0.forward(&[1.0f32, 2.0, 3.0]).unwrap();
-            let wide = self.0.forward(&[1.0f64, 2.0, 3.0]).unwrap();
-            assert_eq!(before.iter().map(|&y| f64::from(y)).collect::<Vec<_>>(), wide);
+            for layer in &self.layers {
+                let y = layer.forward(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
+                match y {
+                    Ok(y) => assert!(self.works && y.iter().all(|y| y.is_finite())),
+                    Err(e) => assert!(!self.works && e.chain().contains("the thread is ending"), "{}", e.chain()),
+                }
+            }
+            // Of another type, and without buffers of this crate's.
+            let wide = self.layers[0].forward(&[1.0f64, 2.0, 3.0]);
+            assert_eq!(wide.is_ok(), self.works);
             fbgemm::release_thread_buffer();
             assert_eq!(fbgemm::thread_buffer_bytes(), 0);
         }
     }
     thread_local!(static LAST: RefCell<Option<Last>> = const { RefCell::new(None) });
-    let layer = QuantizedLinear::new(&[0.5; 6], None, 2, 3, Int8Scheme::accurate()).unwrap();
-    for early in [false, true] {
-        let layer = layer.clone();
+    let weight = [0.5; 6];
+    let int8 = |scheme| Linear::from(QuantizedLinear::new(&weight, None, 2, 3, scheme).unwrap());
+    let fp16 = Linear::from(Fp16Linear::new(&weight, None, 2, 3).unwrap());
+    let layers = [int8(Int8Scheme::accurate()), int8(Int8Scheme::pytorch()), fp16];
+    for works in [false, true] {
+        let layers = layers.clone();
         let thread = std::thread::spawn(move || {
-            // Before or after the buffers, whose destructors run in the order of their first use.
-            if early {
-                LAST.set(Some(Last(layer.clone())));
+            let use_all = |layers: &[Linear; 3]| {
+                for layer in layers {
+                    layer.forward(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+                }
+                layers[0].forward(&[1.0f64, 2.0, 3.0]).unwrap();
+            };
+            // Destructors run in the order opposite to that of first use: before or after those of the buffers.
+            if works {
+                use_all(&layers);
+                LAST.set(Some(Last { layers, works }));
+            } else {
+                LAST.set(Some(Last { layers: layers.clone(), works }));
+                use_all(&layers);
             }
-            layer.forward(&[1.0f32, 2.0, 3.0]).unwrap();
-            LAST.set(Some(Last(layer)));
         });
         thread.join().unwrap();
     }

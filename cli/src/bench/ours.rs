@@ -15,7 +15,7 @@ pub fn ours(crew: &Rc<Crew>) -> Entry {
         packs: true,
         make: Box::new(move |layer, rows, threads| {
             let layer = quantized(layer)?;
-            let tasks = layer.tasks_worth(rows, threads);
+            let tasks = layer.suggested_tasks(rows, threads);
             Ok(Some(Box::new(Ours { layer, tasks, crew: crew.clone() })))
         }),
     }

@@ -3,8 +3,8 @@
 use super::checkpoint_options::{CheckpointChooser, CheckpointOptions};
 use super::foreign::{self, Foreign, Weight};
 use super::format::{
-    FOREIGN_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS, fp16_bytes, fp16_tensors, is_float, layer_of, note_input,
-    quantized_bytes, quantized_tensors, wrong,
+    EMBEDDING_KEY, FOREIGN_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS, floats_of, fp16_bytes, fp16_tensors, is_float,
+    layer_of, note_input, quantized_bytes, quantized_tensors, wrong,
 };
 use super::model_file::ModelFile;
 use super::write::{Part, Target, write};
@@ -13,8 +13,9 @@ use crate::error::{Error, Result};
 use crate::ffi::{check_fp16_shape, check_int8_shape};
 use crate::model::kind::{Kind, Matrix, TableSizes, kinds};
 use crate::model::modules::join_name;
-use crate::model::quantize::{Quantized, quantize_linear};
-use crate::model::report::{LayerReport, QuantizeReport, Skipped, WeightReport};
+use crate::model::quantize::{Quantized, at_offset, quantize_linear, rows_at_once};
+use crate::model::report::{LayerKind, LayerReport, QuantizeReport, RowErrors, Skipped, WeightReport};
+use crate::ops::embedding::{EmbeddingFormat, pack_embedding};
 use crate::quant::scheme::LinearScheme;
 use safetensors::tensor::Dtype;
 use std::borrow::Cow;
@@ -37,7 +38,7 @@ use std::path::Path;
 /// written.
 ///
 /// # Errors
-/// As [`quantize_linear_modules`](crate::quantize_linear_modules), with the file's candidates for layers;
+/// As [`quantize_modules`](crate::quantize_modules), with the file's candidates for layers;
 /// [`Error::ForeignWeight`]; [`Error::InLayer`] around [`Error::WrongTensor`] for a bias that doesn't fit;
 /// [`Error::NameTaken`]; [`Error::DuplicateName`]; [`Error::InputChanged`]; [`Error::CannotReplace`];
 /// [`Error::Interrupted`]; [`Error::Io`].
@@ -49,16 +50,17 @@ pub fn quantize_checkpoint(
 ) -> Result<QuantizeReport> {
     SupportedCpu::get()?;
     let scheme = options.quantize.scheme();
-    let mut report = QuantizeReport::new(scheme);
+    let mut report = QuantizeReport::new(scheme, options.quantize.embedding_format());
     let names = Names::of(file, options)?;
-    let layers = plan(file, &names, options, &mut report)?;
+    let (layers, tables) = plan(file, &names, options, &mut report)?;
     let mut metadata = names.metadata(file);
     check_names(&names, &layers)?;
 
     let by_name = report.layers.iter_mut().map(|layer| (layer.name.clone(), layer));
     let reports = RefCell::new(by_name.collect::<BTreeMap<String, &mut LayerReport>>());
     let mut parts = Vec::new();
-    let used: BTreeSet<&str> = layers.iter().flat_map(|layer| layer.used.iter().map(String::as_str)).collect();
+    let of_layers = layers.iter().flat_map(|layer| layer.used.iter().map(String::as_str));
+    let used: BTreeSet<&str> = of_layers.chain(tables.iter().map(|table| table.weight.as_str())).collect();
     for (new, old) in &names.0 {
         if !used.contains(old.as_str()) {
             parts.push((new.clone(), Part::copied(new, file.tensor(old)?)));
@@ -85,6 +87,21 @@ pub fn quantize_checkpoint(
                     report.outcome = Ok(about);
                 }
                 Ok(bytes)
+            }),
+        ));
+    }
+    for table in &tables {
+        let format = options.quantize.embedding_format().unwrap_or(EmbeddingFormat::Fp32);
+        let tensor = table.tensor(format, &mut metadata).map_err(|e| e.in_layer(&table.name))?;
+        let (reports, bytes) = (&reports, tensor.2.iter().product::<usize>() * tensor.1.bitsize() / 8);
+        parts.push((
+            table.name.clone(),
+            Part::streamed(tensor, move |write| {
+                let about = table.pack(file, format, write)?;
+                if let Some(report) = reports.borrow_mut().get_mut(&table.name) {
+                    (report.bytes_after, report.outcome) = (bytes, Ok(about));
+                }
+                Ok(())
             }),
         ));
     }
@@ -152,7 +169,8 @@ impl Names {
         let mut metadata: BTreeMap<String, String> = all.filter(|(key, _)| !of_layer(key)).collect();
         for (new, old) in &self.0 {
             let (Some(new), Some(old)) = (layer_of(new, "weight"), layer_of(old, "weight")) else { continue };
-            for (key, holds) in [(INPUT_KEY, file.is_int8(old)), (FP16_KEY, file.is_fp16(old))] {
+            let kinds = [(INPUT_KEY, file.is_int8(old)), (FP16_KEY, file.is_fp16(old)), (EMBEDDING_KEY, true)];
+            for (key, holds) in kinds {
                 if let Some(value) = file.metadata().get(&format!("{key}{old}")).filter(|_| holds) {
                     metadata.insert(format!("{key}{new}"), value.clone());
                 }
@@ -189,7 +207,7 @@ fn plan(
     names: &Names,
     options: &CheckpointOptions,
     report: &mut QuantizeReport,
-) -> Result<Vec<Layer>> {
+) -> Result<(Vec<Layer>, Vec<Table>)> {
     let mut chooser = CheckpointChooser::new(options);
     let candidates = candidates(file, names, &mut chooser)?;
     let matrices: Vec<Matrix> = candidates
@@ -202,7 +220,7 @@ fn plan(
         .collect();
     let sizes = file.config().map(TableSizes::of).unwrap_or_default();
     let verdicts = kinds(&matrices, &sizes);
-    let mut layers = Vec::new();
+    let (mut layers, mut tables) = (Vec::new(), Vec::new());
     for (candidate, verdict) in candidates.iter().zip(verdicts) {
         let Candidate { new, old, layer, shape, bias, dtype, packed } = candidate;
         let (mut kind, mut evidence) = (verdict.kind, verdict.evidence.to_string());
@@ -214,7 +232,19 @@ fn plan(
         } else if *packed {
             kind = Kind::Linear; // its shape tells nothing; refused unless it is left out
         }
-        let ours = layer_of(old, "weight").is_some_and(|layer| file.is_int8(layer) || file.is_fp16(layer));
+        let ours = layer_of(old, "weight")
+            .is_some_and(|layer| file.is_int8(layer) || file.is_fp16(layer) || file.is_table(layer));
+        if kind == Kind::Embedding && is_float(*dtype) && !ours {
+            let against = chooser.quantize.reason_against_embedding(layer, shape[0], shape[1]);
+            let mut about = left(file, candidate, against, false, evidence);
+            about.kind = LayerKind::Embedding;
+            report.layers.push(about);
+            if against.is_none() {
+                let (name, weight) = (layer.clone(), old.clone());
+                tables.push(Table { name, weight, rows: shape[0], dimension: shape[1] });
+            }
+            continue;
+        }
         if let Some(layer) = layer_of(old, "weight").filter(|layer| file.is_int8(layer)) {
             file.portable(layer)?; // what is written can be read, also what is copied
         }
@@ -279,12 +309,12 @@ fn plan(
     }
     untie(file, names, &candidates, &mut chooser, report, &mut layers)?;
     chooser.all_used()?;
-    if layers.is_empty() {
+    if layers.is_empty() && tables.is_empty() {
         let count = |reason| report.layers.iter().filter(|layer| layer.outcome == Err(reason)).count();
         let (already, transposed) = (count(Skipped::AlreadyQuantized), count(Skipped::Transposed));
         return Err(Error::NothingToQuantize { layers: report.layers.len(), already, transposed });
     }
-    Ok(layers)
+    Ok((layers, tables))
 }
 
 /// What is reported of a layer that is not quantized, or not yet.
@@ -305,6 +335,7 @@ fn left(
     };
     LayerReport {
         name: candidate.layer.clone(),
+        kind: if skipped == Some(Skipped::Embedding) { LayerKind::Embedding } else { LayerKind::Linear },
         out_features: candidate.shape[0],
         in_features: candidate.shape[1],
         bytes_before: bytes,
@@ -339,7 +370,8 @@ fn candidates(file: &ModelFile, names: &Names, chooser: &mut CheckpointChooser) 
         let packed = foreign::packed_part(file, old, dtype);
         let named = layer_of(new, packed.unwrap_or("weight"));
         // Of other tools' weights those that are named so: their scales are matrices, too.
-        if !(is_float(dtype) || named.is_some() && (packed.is_some() || foreign::is_known(dtype))) {
+        let table = named.is_some_and(|_| layer_of(old, "weight").is_some_and(|layer| file.is_table(layer)));
+        if !(is_float(dtype) || table || named.is_some() && (packed.is_some() || foreign::is_known(dtype))) {
             continue;
         }
         let (layer, biases) = match named {
@@ -414,6 +446,7 @@ fn untie(
         };
         report.layers.push(LayerReport {
             name: layer.clone(),
+            kind: LayerKind::Linear,
             out_features: n,
             in_features: k,
             bytes_before: 0,
@@ -520,6 +553,60 @@ impl Layer {
             Quantized::Int8(weight, _) => (about, quantized_bytes(weight, bias.as_deref())),
             Quantized::Fp16(packed) => (about, fp16_bytes(&packed.unpack()?, bias.as_deref())),
         })
+    }
+}
+
+/// An embedding that is to be quantized.
+struct Table {
+    /// Its name in the file to be.
+    name: String,
+    /// The full name of its weight in the file that is read.
+    weight: String,
+    rows: usize,
+    dimension: usize,
+}
+
+impl Table {
+    /// The tensor that it becomes; what the metadata says of it is added there.
+    fn tensor(
+        &self,
+        format: EmbeddingFormat,
+        metadata: &mut BTreeMap<String, String>,
+    ) -> Result<(String, Dtype, Vec<usize>)> {
+        let bytes = format.row_bytes(self.dimension)?;
+        let (dtype, columns) = match format {
+            EmbeddingFormat::Fp32 => (Dtype::F32, self.dimension),
+            EmbeddingFormat::Fp16 => (Dtype::F16, self.dimension),
+            quantized => {
+                metadata.insert(format!("{EMBEDDING_KEY}{}", self.name), quantized.to_string());
+                (Dtype::U8, bytes)
+            }
+        };
+        Ok((join_name(&self.name, "weight"), dtype, vec![self.rows, columns]))
+    }
+
+    /// Packs the rows some at a time, and tells what that did to them.
+    fn pack(
+        &self,
+        file: &ModelFile,
+        format: EmbeddingFormat,
+        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<WeightReport> {
+        let tensor = file.tensor(&self.weight)?;
+        let of_row = tensor.len() / self.rows.max(1);
+        let piece = rows_at_once(self.dimension);
+        let (mut errors, mut bytes) = (RowErrors::default(), vec![0; piece.min(self.rows) * of_row]);
+        for start in (0..self.rows).step_by(piece) {
+            let rows = (self.rows - start).min(piece);
+            let bytes = &mut bytes[..rows * of_row];
+            tensor.read_into(start * of_row, bytes)?;
+            let values = floats_of(&self.weight, &tensor, bytes)?;
+            let packed = pack_embedding(&values, rows, self.dimension, format);
+            let packed = packed.map_err(|e| at_offset(e, start * self.dimension).in_layer(&self.name))?;
+            errors.add_rounded(&values, &packed.unpack()?, self.dimension);
+            write(packed.bytes())?;
+        }
+        Ok(errors.report())
     }
 }
 

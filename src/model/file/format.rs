@@ -10,15 +10,17 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The newest layout that this version writes and reads.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 /// Before a layer's name: its input scheme's key in the metadata.
 pub(crate) const INPUT_KEY: &str = "input:";
 /// Before a layer's name: the key of one with its weight in fp16.
 pub(crate) const FP16_KEY: &str = "fp16:";
 /// Before a layer's name: the key of a weight in int8 that is another tool's, and not this layout's.
 pub(crate) const FOREIGN_KEY: &str = "foreign:";
+/// Before a name: the format of an embedding in 8, 4 or 2 bits.
+pub(crate) const EMBEDDING_KEY: &str = "embedding:";
 /// All keys of the metadata that begin with one of these are about the layer that they end with.
-pub(crate) const OF_LAYERS: [&str; 3] = [INPUT_KEY, FP16_KEY, FOREIGN_KEY];
+pub(crate) const OF_LAYERS: [&str; 4] = [INPUT_KEY, FP16_KEY, FOREIGN_KEY, EMBEDDING_KEY];
 /// The layout's place in the file's metadata.
 pub(crate) const FORMAT_KEY: &str = "fbgemm_format";
 
@@ -42,7 +44,11 @@ pub(crate) fn numbers<T, const SIZE: usize>(bytes: &[u8], read: impl Fn([u8; SIZ
 }
 
 pub(crate) fn floats(name: &str, tensor: &Tensor) -> Result<Vec<f32>> {
-    let bytes = &tensor.data()?;
+    floats_of(name, tensor, &tensor.data()?)
+}
+
+/// Some of a float tensor's bytes, as `f32`.
+pub(crate) fn floats_of(name: &str, tensor: &Tensor, bytes: &[u8]) -> Result<Vec<f32>> {
     Ok(match tensor.dtype() {
         Dtype::F32 => numbers(bytes, f32::from_le_bytes),
         Dtype::F64 => numbers(bytes, |b| f64::from_le_bytes(b) as f32),

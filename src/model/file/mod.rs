@@ -5,8 +5,9 @@
 //! one, `x.bias` (F32, \[out_features\]). All else is as in an fp32 checkpoint. The metadata has `fbgemm_format`, the
 //! layout's version, and, where a layer's input is not quantized per tensor, `input:x`, an `InputScheme` in words.
 //! A layer with its weight in fp16 is `x.weight` (F16) and `x.bias` (F32), as in an fp16 checkpoint, and `fp16:x` = `1`
-//! in the metadata. Version 2 has more than one scale, or such an input or weight; a file without any of them is
-//! written as version 1.
+//! in the metadata. An embedding in 8, 4 or 2 bits is `x.weight` (U8) and `embedding:x` in the metadata (`tables.rs`).
+//! Version 2 has more than one scale, or such an input or weight, and version 3 such an embedding; a file without any of
+//! them is written as version 1.
 
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoint_options;
@@ -18,5 +19,6 @@ pub(crate) mod model_file;
 mod output;
 mod shards;
 mod source;
+mod tables;
 mod tensor;
 mod write;

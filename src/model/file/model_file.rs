@@ -14,6 +14,7 @@ use crate::quant::input::InputScheme;
 use crate::quant::weight::QuantizedWeight;
 use safetensors::tensor::Dtype;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -117,6 +118,9 @@ impl<'a> ModelFile<'a> {
         }
         if has_format {
             file.int8 = file.find_int8()?;
+            for name in file.embedding_tables() {
+                file.table_shape(name).map_err(|e| e.in_layer(name))?;
+            }
         }
         Ok(file)
     }
@@ -245,6 +249,15 @@ impl<'a> ModelFile<'a> {
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
         let entry = self.tensors.get(name).ok_or_else(|| Error::MissingTensor { name: name.to_string() })?;
         Ok(Tensor::new(entry, &self.sources[entry.source]))
+    }
+
+    /// Where a tensor's bytes are.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub(crate) fn place(&self, name: &str) -> Result<(&Source<'a>, Range<u64>)> {
+        let entry = self.tensors.get(name).ok_or_else(|| Error::MissingTensor { name: name.to_string() })?;
+        Ok((&self.sources[entry.source], entry.range.clone()))
     }
 
     /// The names of the layers in int8; an error where one is incomplete.

@@ -1,6 +1,6 @@
 //! Writing a file part by part, beside the one that it replaces; or several, as shards and their index.
 
-use super::format::{FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS, layer_of};
+use super::format::{EMBEDDING_KEY, FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS, layer_of};
 use super::model_file::ModelFile;
 use super::output::Output;
 use super::shards::{Index, MODEL, SHARD_KEY, Shard, check_alone, is_index, shard_name};
@@ -28,7 +28,11 @@ enum Content<'a> {
     Made(Make<'a>),
     /// As it stands in another file.
     Copied(Tensor<'a>),
+    /// The bytes of the part's one tensor, piece by piece, to the function that it is given.
+    Streamed(Stream<'a>),
 }
+
+type Stream<'a> = Box<dyn FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a>;
 
 impl<'a> Part<'a> {
     /// Tensors whose bytes `make` gives, in the same order.
@@ -45,6 +49,14 @@ impl<'a> Part<'a> {
         Self { tensors: about, content: Content::Copied(tensor) }
     }
 
+    /// One tensor whose bytes `stream` gives piece by piece, so that it is never whole in memory.
+    pub(crate) fn streamed(
+        tensor: (String, Dtype, Vec<usize>),
+        stream: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a,
+    ) -> Self {
+        Self { tensors: vec![tensor], content: Content::Streamed(Box::new(stream)) }
+    }
+
     /// Makes the bytes, for what making them tells, and drops them.
     ///
     /// # Errors
@@ -53,6 +65,7 @@ impl<'a> Part<'a> {
         match self.content {
             Content::Made(make) => make().map(drop),
             Content::Copied(_) => Ok(()),
+            Content::Streamed(stream) => stream(&mut |_| Ok(())),
         }
     }
 
@@ -164,7 +177,13 @@ fn version(parts: &[Part], metadata: &BTreeMap<String, String>) -> u32 {
     let channels = |(name, _, shape): &(String, Dtype, Vec<usize>)| layer_of(name, "scale").is_some() && shape != &[1];
     let of_version_2 = metadata.keys().any(|key| key.starts_with(INPUT_KEY) || key.starts_with(FP16_KEY))
         || parts.iter().any(|part| part.tensors[0].1 == Dtype::I8 && part.tensors.iter().any(channels));
-    if of_version_2 { FORMAT } else { 1 }
+    if metadata.keys().any(|key| key.starts_with(EMBEDDING_KEY)) {
+        FORMAT
+    } else if of_version_2 {
+        2
+    } else {
+        1
+    }
 }
 
 fn write_shards(
@@ -256,6 +275,16 @@ fn write_parts(
                     file.seek(SeekFrom::Start((header.len() + start) as u64)).map_err(io)?;
                     file.write_all(&bytes).map_err(io)?;
                 }
+            }
+            Content::Streamed(stream) => {
+                let (start, size) = place(&tensors[0].0);
+                file.seek(SeekFrom::Start((header.len() + start) as u64)).map_err(io)?;
+                let mut written = 0;
+                stream(&mut |piece| {
+                    written += piece.len();
+                    file.write_all(piece).map_err(io)
+                })?;
+                assert_eq!(written, size, "a part gives the bytes that its tensor's shape says");
             }
             Content::Copied(tensor) => {
                 let (start, size) = place(&tensors[0].0);

@@ -1,34 +1,34 @@
-use fbgemm::{Linear, LinearModules};
+use fbgemm::{Linear, Modules};
 
-#[derive(LinearModules)]
-#[linear(skip)]
+#[derive(Modules)]
+#[module(skip)]
 struct OnTheType {
     a: Linear,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct OnFields {
-    #[linear(ignore)]
+    #[module(ignore)]
     unknown: Linear,
     #[linear]
     bare: Linear,
-    #[linear(skip, rename = "b")]
+    #[module(skip, rename = "b")]
     contrary: Linear,
-    #[linear(flatten, rename = "c")]
+    #[module(flatten, rename = "c")]
     contrary_too: Linear,
-    #[linear(skip, skip)]
+    #[module(skip, skip)]
     twice: Linear,
-    #[linear(rename = "")]
+    #[module(rename = "")]
     empty: Linear,
-    #[linear(rename = "a.")]
+    #[module(rename = "a.")]
     dot: Linear,
-    #[linear(rename = 3)]
+    #[module(rename = 3)]
     number: Linear,
 }
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 enum OnVariants {
-    #[linear(skip)]
+    #[module(skip)]
     One(Linear),
 }
 

@@ -1,13 +1,13 @@
-use fbgemm::{Linear, LinearModules};
+use fbgemm::{Linear, Modules};
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct SameName {
     a: Linear,
-    #[linear(rename = "a")]
+    #[module(rename = "a")]
     b: Linear,
 }
 
-#[derive(LinearModules)]
-struct SameIndex(#[linear(rename = "1")] Linear, Linear);
+#[derive(Modules)]
+struct SameIndex(#[module(rename = "1")] Linear, Linear);
 
 fn main() {}

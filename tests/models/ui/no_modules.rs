@@ -1,8 +1,8 @@
-use fbgemm::{Linear, LinearModules};
+use fbgemm::{Linear, Modules};
 
 struct LayerNorm;
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 struct Block {
     dense: Linear,
     norm: LayerNorm,

@@ -1,6 +1,6 @@
-use fbgemm::LinearModules;
+use fbgemm::Modules;
 
-#[derive(LinearModules)]
+#[derive(Modules)]
 union Overlaid {
     a: u32,
     b: f32,
