@@ -236,10 +236,7 @@ pub enum Error {
     },
 
     /// No layer of the model was chosen.
-    #[error(
-        "none of the {layers} linear layers was chosen ({already} are quantized already, {transposed} are stored [in, out] \
-         and wait to be chosen by `transpose`), expected at least one to quantize"
-    )]
+    #[error("{}", nothing_to_quantize(*layers, *already, *transposed))]
     NothingToQuantize {
         /// How many linear layers there are.
         layers: usize,
@@ -558,6 +555,20 @@ impl Error {
     pub(crate) fn in_layer(self, name: &str) -> Self {
         Self::InLayer { name: name.to_string(), source: Box::new(self) }
     }
+}
+
+fn nothing_to_quantize(layers: usize, already: usize, transposed: usize) -> String {
+    if already > 0 && already == layers {
+        return format!("all {layers} layers are quantized already, expected at least one to quantize");
+    }
+    let mut text = format!("none of the {layers} layers was chosen, expected at least one to quantize");
+    if already > 0 {
+        text += &format!("; {already} are quantized already");
+    }
+    if transposed > 0 {
+        text += &format!("; {transposed} are stored [in, out]: choose them with `transpose`");
+    }
+    text
 }
 
 /// Two errors are equal that say the same, causes included.

@@ -214,3 +214,28 @@ fn the_threads_buffer_is_bounded_and_given_back_on_demand() {
     .join()
     .unwrap();
 }
+
+/// Inputs and outputs of other types are converted some rows at a time, in a buffer that is counted and given back.
+#[test]
+fn the_buffer_for_other_types_is_bounded_counted_and_given_back() {
+    std::thread::spawn(|| {
+        let layer = QuantizedLinear::new(&vec![0.5; 1000 * 64], None, 1000, 64, Int8Scheme::accurate()).unwrap();
+        let (floats, mut output) = (vec![0.5f32; 20_000 * 64], vec![0f32; 20_000 * 1000]);
+        layer.forward_into(&floats, &mut output).unwrap();
+        let of_floats = fbgemm::thread_buffer_bytes();
+        let halves = vec![half::f16::from_f32(0.5); 20_000 * 64];
+        let mut narrow = vec![half::f16::ZERO; 20_000 * 1000];
+        layer.forward_into(&halves, &mut narrow).unwrap();
+        // All rows converted at once would take 85 MB.
+        let held = fbgemm::thread_buffer_bytes() - of_floats;
+        assert!((1 << 20..5 << 20).contains(&held), "{held}");
+        assert!(narrow.iter().zip(&output).all(|(narrow, wide)| *narrow == half::f16::from_f32(*wide)));
+        fbgemm::release_thread_buffer();
+        assert_eq!(fbgemm::thread_buffer_bytes(), 0);
+        let single = [0.25f64; 64];
+        layer.forward::<f64>(&single).unwrap();
+        assert!((1..of_floats).contains(&fbgemm::thread_buffer_bytes()));
+    })
+    .join()
+    .unwrap();
+}

@@ -136,7 +136,7 @@ fn what_can_not_be_quantized_names_its_layer_and_leaves_the_old_file() {
     let taken = refused(&|t| t[8].0 = "layer.0.dense.scale".to_string(), all());
     assert!(taken.contains(r#""layer.0.dense" would store "layer.0.dense.scale""#), "{taken}");
     assert!(refused(&|_| (), all().include("nothing.*")).contains(r#""nothing.*""#));
-    assert!(refused(&|_| (), all().min_features(100)).contains("none of the 4 linear layers"));
+    assert!(refused(&|_| (), all().min_features(100)).contains("none of the 4 layers"));
 }
 
 #[test]

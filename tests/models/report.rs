@@ -7,8 +7,8 @@ use fbgemm_testkit::random::normal;
 const N: usize = 16;
 const K: usize = 32;
 
-fn report(weight: &[f32], options: &CheckpointOptions) -> QuantizeReport {
-    let path = folder("report").join("in.safetensors");
+fn report(name: &str, weight: &[f32], options: &CheckpointOptions) -> QuantizeReport {
+    let path = folder(name).join("in.safetensors");
     store(&path, &[floats("x.weight", &[N, K], weight)]);
     quantize(&path, &path.with_file_name("out.safetensors"), options).unwrap()
 }
@@ -34,7 +34,7 @@ fn the_worst_row_and_the_share_that_became_0_are_told() {
     let mut weight = normal(N * K, 1, 1e-4);
     weight[..K].copy_from_slice(&normal(K, 2, 1e2));
     weight[K] = 0.0; // which was 0 before
-    let about = report(&weight, &pytorch());
+    let about = report("report-worst", &weight, &pytorch());
     let layer = about.layers[0].outcome.unwrap();
     let worst = row_errors(&weight).into_iter().fold(0.0, f64::max);
     assert!((layer.worst_row_error - worst).abs() < 1e-12, "{} {worst}", layer.worst_row_error);
@@ -60,21 +60,23 @@ fn a_layer_that_loses_much_names_the_scheme_that_loses_less_with_its_figures() {
         (&column, pytorch(), LinearScheme::Fp16),
         (&column, accurate(), LinearScheme::Fp16),
     ] {
-        let given = report(weight, &options);
+        let given = report("report-better", weight, &options);
         let layer = given.layers[0].outcome.unwrap();
         let found = layer.better.unwrap();
         assert_eq!(found.scheme, better);
         // Its figures are those that quantizing so gives.
-        let other = report(weight, &QuantizeOptions::new(better).into()).layers[0].outcome.unwrap();
+        let other = report("report-better", weight, &QuantizeOptions::new(better).into()).layers[0].outcome.unwrap();
         assert_eq!((found.relative_error, found.worst_row_error), (other.relative_error, other.worst_row_error));
         let line = format!(
             "x loses much: by {better} its error is {:.5}, of its worst row {:.5}, not {:.5} and {:.5}\n",
             other.relative_error, other.worst_row_error, layer.relative_error, layer.worst_row_error
         );
         assert!(given.to_string().ends_with(&line), "{line}{given}");
-        assert!(!report(weight, &QuantizeOptions::new(better).into()).to_string().contains("loses much"));
+        assert!(
+            !report("report-better", weight, &QuantizeOptions::new(better).into()).to_string().contains("loses much")
+        );
     }
-    let usual = report(&normal(N * K, 1, 1.0), &pytorch());
+    let usual = report("report-better", &normal(N * K, 1, 1.0), &pytorch());
     assert!(!usual.to_string().contains("loses much"), "{usual}");
     assert_eq!(usual.layers[0].outcome.unwrap().better, None);
 }
