@@ -73,8 +73,8 @@ pub use ops::linear_int8::{
     linear_relu_dynamic_into, release_thread_buffer, thread_buffer_bytes,
 };
 pub use ops::linear_static::{linear_relu_static, linear_relu_static_into, linear_static, linear_static_into};
-pub use ops::quantized_input::QuantizedInput;
 pub use ops::packed::{PackedMatrix, PackedMatrixFp16, pack_matrix, pack_matrix_fp16};
+pub use ops::quantized_input::QuantizedInput;
 pub use provider::{Provider, provider};
 pub use quant::input::{InputGranularity, InputScheme, U8Params};
 pub use quant::observer::InputObserver;

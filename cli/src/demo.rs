@@ -1,10 +1,11 @@
-//! `fbgemm demo`: every linear layer of a real model, int8 against fp32.
+//! `fbgemm demo`: every linear layer of a real model, int8 against fp32, and texts embedded by all of it.
 
 use crate::stdio::{complain, print, say};
 use crate::{Exit, fetch, info, table};
 use fbgemm::{Int8Scheme, LayerReport, Linear, Modules, QuantizeOptions, quantize_modules};
+use fbgemm_encoder::{Encoder, EncoderOptions, Pooling};
 use fbgemm_testkit::compare::{cosine, relative_error};
-use fbgemm_testkit::minilm::TEXT;
+use fbgemm_testkit::minilm::{Files, TEXT};
 use fbgemm_testkit::timing::medians;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -48,11 +49,12 @@ pub fn run(as_json: bool) -> io::Result<Exit> {
         Err(e) => return Ok(Exit::refused(&e)),
     };
     match measure() {
-        Ok((rows, tokens, similarity)) => {
+        Ok((rows, tokens, similarity, texts)) => {
             if as_json {
-                print_json(&rows, isa, tokens, similarity)?;
+                print_json(&rows, isa, tokens, similarity, &texts)?;
             } else {
                 print_table(&rows, isa, tokens, similarity)?;
+                print_texts(&texts)?;
             }
             Ok(Exit::Done)
         }
@@ -63,7 +65,7 @@ pub fn run(as_json: bool) -> io::Result<Exit> {
     }
 }
 
-fn measure() -> Result<(Vec<Row>, usize, f64), String> {
+fn measure() -> Result<(Vec<Row>, usize, f64, Texts), String> {
     let files = fetch::minilm()?;
     let checkpoint = std::fs::read(&files.checkpoint).map_err(|e| format!("{}: {e}", files.checkpoint.display()))?;
     let mut model = files.load(&checkpoint)?;
@@ -89,7 +91,73 @@ fn measure() -> Result<(Vec<Row>, usize, f64), String> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok((rows, tokens.len(), similarity))
+    drop(model);
+    Ok((rows, tokens.len(), similarity, embed_texts(&files)?))
+}
+
+/// What the end of the demo embeds.
+const TEXTS: [&str; 12] = [
+    "How do I get from the airport to the city?",
+    "The bread needs an hour to rise before you bake it.",
+    "My parcel was due on Monday and still has not come.",
+    "Bake the loaf until its crust is golden brown.",
+    "A train leaves for the centre every ten minutes.",
+    "The river rose overnight and flooded the fields.",
+    "Where is my delivery? It is three days late.",
+    "Our team scored twice in the last five minutes.",
+    "Heavy rain is expected in the valley tomorrow.",
+    "She has played the violin since she was four.",
+    "The match was decided by a late goal.",
+    "The invoice is due at the end of the month.",
+];
+
+/// The texts by whole encoders, in int8 and in fp32.
+struct Texts {
+    /// The nearest pairs, with their cosines, nearest first.
+    pairs: Vec<(f64, usize, usize)>,
+    /// The least cosine of a text in int8 to itself in fp32.
+    least: f64,
+    timing: Timing,
+}
+
+fn embed_texts(files: &Files) -> Result<Texts, String> {
+    let folder = files.checkpoint.parent().ok_or("the model lies in no folder")?;
+    let options = EncoderOptions::new().pooling(Pooling::Mean).normalize(true).max_tokens(256);
+    let open = |options: &EncoderOptions| Encoder::open(folder, options).map_err(|e| e.chain());
+    let (int8, fp32) = (open(&options)?, open(&options.as_stored())?);
+    // As the layers' times are: one thread.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| e.to_string())?;
+    pool.install(|| {
+        let vectors = int8.embed(&TEXTS).map_err(|e| e.chain())?;
+        let exact = fp32.embed(&TEXTS).map_err(|e| e.chain())?;
+        let vectors: Vec<&[f32]> = vectors.chunks_exact(int8.outputs()).collect();
+        let exact = exact.chunks_exact(fp32.outputs());
+        let least = vectors.iter().zip(exact).map(|(a, b)| cosine(a, b)).fold(1.0, f64::min);
+        let all = (0..TEXTS.len()).flat_map(|a| (0..a).map(move |b| (b, a)));
+        let mut pairs: Vec<_> = all.map(|(a, b)| (cosine(vectors[a], vectors[b]), a, b)).collect();
+        pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
+        pairs.truncate(3);
+        let [int8, fp32] =
+            medians(REPETITIONS, SHORTEST, [&mut || drop(int8.embed(&TEXTS)), &mut || drop(fp32.embed(&TEXTS))]);
+        Ok(Texts { pairs, least, timing: Timing { int8, fp32 } })
+    })
+}
+
+fn print_texts(texts: &Texts) -> io::Result<()> {
+    let Texts { pairs, least, timing } = texts;
+    let each = |time: Duration| time.as_secs_f64() * 1e3 / TEXTS.len() as f64;
+    say!("\nTexts to vectors, the whole encoder: of {} sentences the three pairs nearest to each other.", TEXTS.len())?;
+    for (cosine, a, b) in pairs {
+        say!("  {cosine:.2}  {}\n        {}", TEXTS[*a], TEXTS[*b])?;
+    }
+    say!(
+        "A sentence took {:.2} ms in int8 and {:.2} ms in fp32: {:.1} times as fast, on one thread.",
+        each(timing.int8),
+        each(timing.fp32),
+        timing.speed_up()
+    )?;
+    say!("Each sentence's vector has a cosine of {least:.4} at least to that in fp32.")?;
+    say!("Your texts: fbgemm embed MODEL-FOLDER texts.txt > vectors.jsonl")
 }
 
 fn said(error: fbgemm::Error) -> String {
@@ -166,7 +234,7 @@ fn total(rows: &[Row]) -> Row {
     }
 }
 
-fn print_json(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) -> io::Result<()> {
+fn print_json(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64, texts: &Texts) -> io::Result<()> {
     let entry = |row: &Row| {
         let timings = BATCHES.iter().zip(&row.timings).map(|(batch, t)| {
             json!({"batch": batch, "int8_us": t.int8.as_secs_f64() * 1e6, "fp32_us": t.fp32.as_secs_f64() * 1e6,
@@ -176,8 +244,12 @@ fn print_json(rows: &[Row], isa: fbgemm::Isa, tokens: usize, similarity: f64) ->
             "relative_error": row.error, "timings": timings.collect::<Vec<_>>()})
     };
     let layers: Vec<_> = rows.iter().map(entry).collect();
+    let pair = |(cosine, a, b): &(f64, usize, usize)| json!({"cosine": cosine, "texts": [TEXTS[*a], TEXTS[*b]]});
+    let about_texts = json!({"nearest": texts.pairs.iter().map(pair).collect::<Vec<_>>(), "least_cosine": texts.least,
+        "int8_ms": texts.timing.int8.as_secs_f64() * 1e3, "fp32_ms": texts.timing.fp32.as_secs_f64() * 1e3,
+        "speed_up": texts.timing.speed_up()});
     let result = json!({"model": "all-MiniLM-L6-v2", "cpu": info::cpu_name(), "isa": isa.variable(),
         "inputs": SOURCE, "tokens": tokens, "layers": layers, "total": entry(&total(rows)),
-        "embedding_cosine": similarity});
+        "embedding_cosine": similarity, "texts": about_texts});
     say!("{result}")
 }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod embed;
 mod fetch;
 mod info;
 mod inspect;
@@ -62,6 +63,10 @@ enum Subcommands {
         #[arg(long)]
         json: bool,
     },
+    /// Turn texts into vectors with a BERT-class model's folder: a text a line in, a vector a line out
+    ///
+    /// A text's vector is the same whatever the texts beside it, and however many threads there are.
+    Embed(Box<embed::Embed>),
     /// Run PyTorch's cases through this crate and compare every bit
     ///
     /// Case files are made by tests/golden/make_cases.py with a PyTorch of your own.
@@ -129,6 +134,7 @@ fn run(command: Subcommands) -> std::io::Result<Exit> {
         Subcommands::Info { json } => info::run(json),
         Subcommands::Quantize(arguments) => quantize::run(&arguments),
         Subcommands::Inspect { file, json } => inspect::run(&file, json),
+        Subcommands::Embed(arguments) => embed::run(&arguments),
         Subcommands::Verify { files, json } => verify::run(&files, json),
         Subcommands::Bench(arguments) => bench::run(&arguments),
     }

@@ -44,7 +44,17 @@ fn tokens(length: Option<usize>, batch: usize) -> Tokens {
     for text in 0..batch {
         let length = length.unwrap_or(8 + text * 53 % 121);
         let word = |i: usize| (1000 + (text * 131 + i * 7919) % 20_000) as u32;
-        let ids: Vec<u32> = (0..length).map(|i| if i == 0 { 101 } else if i + 1 == length { 102 } else { word(i) }).collect();
+        let ids: Vec<u32> = (0..length)
+            .map(|i| {
+                if i == 0 {
+                    101
+                } else if i + 1 == length {
+                    102
+                } else {
+                    word(i)
+                }
+            })
+            .collect();
         tokens.push(&ids, &vec![0; length]);
     }
     tokens

@@ -192,7 +192,14 @@ impl Encoder {
     }
 
     /// Halves the texts until what is left is a piece.
-    fn run(&self, tokens: &Tokens, texts: Range<usize>, piece: usize, threads: usize, output: &mut [f32]) -> Result<()> {
+    fn run(
+        &self,
+        tokens: &Tokens,
+        texts: Range<usize>,
+        piece: usize,
+        threads: usize,
+        output: &mut [f32],
+    ) -> Result<()> {
         let Range { start, end } = texts;
         if end == start {
             return Ok(());

@@ -52,7 +52,13 @@ impl Head {
     }
 
     /// A text's vector from its hidden states, of this width.
-    pub(crate) fn run(&self, hidden: &[f32], width: usize, output: &mut [f32], spare: &mut [Vec<f32>; 2]) -> Result<()> {
+    pub(crate) fn run(
+        &self,
+        hidden: &[f32],
+        width: usize,
+        output: &mut [f32],
+        spare: &mut [Vec<f32>; 2],
+    ) -> Result<()> {
         let [vector, next] = spare;
         vector.resize(width, 0.0);
         match self.pooling {

@@ -23,8 +23,14 @@ impl TextTokenizer {
         let bytes = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
         let refused = |e: tokenizers::Error| Error::InvalidFile { path: path.clone(), message: e.to_string() };
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(refused)?;
-        let of_sentences = ["sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json",
-            "sentence_mpnet_config.json", "sentence_xlm-roberta_config.json", "sentence_camembert_config.json"];
+        let of_sentences = [
+            "sentence_bert_config.json",
+            "sentence_roberta_config.json",
+            "sentence_distilbert_config.json",
+            "sentence_mpnet_config.json",
+            "sentence_xlm-roberta_config.json",
+            "sentence_camembert_config.json",
+        ];
         let sentences = of_sentences.iter().flat_map(|name| [transformer.join(name), folder.join(name)]);
         let sentences = sentences.filter(|path| path.exists()).map(|path| read_json(&path)).next().transpose()?;
         let sentences = sentences.unwrap_or_default();
@@ -53,7 +59,11 @@ impl TextTokenizer {
     }
 
     /// Each text's tokens, by the threads of the current pool.
-    pub(crate) fn tokens<'t, T: Sync>(&self, texts: &'t [T], of: impl Fn(&'t T) -> EncodeInput<'t> + Sync) -> Result<Tokens> {
+    pub(crate) fn tokens<'t, T: Sync>(
+        &self,
+        texts: &'t [T],
+        of: impl Fn(&'t T) -> EncodeInput<'t> + Sync,
+    ) -> Result<Tokens> {
         let encode = |text: &'t T| self.tokenizer.encode_fast(of(text), true);
         let encodings: tokenizers::Result<Vec<Encoding>> = if texts.len() < 2 || rayon::current_num_threads() == 1 {
             texts.iter().map(encode).collect()

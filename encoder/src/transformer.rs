@@ -2,8 +2,8 @@
 
 use crate::config::{Architecture, Config};
 use crate::error::Result;
-use crate::kernels::attention::{AttentionBuffer, Bias, Heads};
 use crate::kernels::LayerNorm;
+use crate::kernels::attention::{AttentionBuffer, Bias, Heads};
 use crate::rows::Rows;
 use crate::tokens::Tokens;
 use crate::weights::Weights;

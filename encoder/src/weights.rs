@@ -40,7 +40,11 @@ impl<'a> Weights<'a> {
         let table = self.file.embedding(&name)?;
         let given = vec![table.rows(), table.dimension()];
         let expected = vec![rows, width];
-        if given == expected { Ok(table) } else { Err(Error::WrongShape { name: format!("{name}.weight"), given, expected }) }
+        if given == expected {
+            Ok(table)
+        } else {
+            Err(Error::WrongShape { name: format!("{name}.weight"), given, expected })
+        }
     }
 
     /// A norm of this width; old checkpoints call its parts gamma and beta.

@@ -36,7 +36,9 @@ fn cases(path: &Path) -> Vec<Case> {
     let json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let text = |text: &Value| text.as_str().unwrap().to_string();
     let of = |case: &Value| Case {
-        texts: case["text"].as_array().map_or_else(|| vec![text(&case["text"])], |pair| pair.iter().map(text).collect()),
+        texts: case["text"]
+            .as_array()
+            .map_or_else(|| vec![text(&case["text"])], |pair| pair.iter().map(text).collect()),
         ids: case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect(),
         vector: case["vector"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect(),
     };
@@ -62,7 +64,8 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 #[test]
 fn vectors_in_fp32_are_those_of_transformers() {
     for name in MODELS {
-        let encoder = Encoder::open(golden(name), &EncoderOptions::new().as_stored()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let encoder =
+            Encoder::open(golden(name), &EncoderOptions::new().as_stored()).unwrap_or_else(|e| panic!("{name}: {e}"));
         for case in cases(&golden(name).join("golden.json")) {
             let vector = run(&encoder, &case);
             assert_eq!(vector.len(), case.vector.len(), "{name}");
@@ -97,7 +100,8 @@ fn minilm_s_vectors_are_those_of_sentence_transformers() {
         if !exact && std::ptr::eq(encoder, &accurate) {
             continue;
         }
-        let cosines = cases(&golden("minilm.json")).iter().map(|case| cosine(&run(encoder, case), &case.vector)).collect();
+        let cosines =
+            cases(&golden("minilm.json")).iter().map(|case| cosine(&run(encoder, case), &case.vector)).collect();
         let cosines: Vec<f64> = cosines;
         let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
         let least = cosines.iter().copied().fold(1.0, f64::min);

@@ -64,9 +64,9 @@ pub(super) fn row_sum(bytes: &[u8]) -> i32 {
     sum
 }
 
-/// FBGEMM's `ReQuantizeForFloat` for one row, whose bytes add up to `row_offset`: y = (sum − zero points' parts) · (scale · scale) + bias, the last two steps
-/// as one fused multiply-add. Integers wrap around as FBGEMM's do; `Parameters::check_sums` has seen that the result of
-/// them all fits.
+/// FBGEMM's `ReQuantizeForFloat` for one row, whose bytes add up to `row_offset`: y = (sum − zero points' parts) ·
+/// (scale · scale) + bias, the last two steps as one fused multiply-add. Integers wrap around as FBGEMM's do;
+/// `Parameters::check_sums` has seen that the result of them all fits.
 #[inline(always)]
 pub(super) fn finish_row(sums: &[i32], row_offset: i32, params: Params, stage: &OutputStage, output: &mut [f32]) {
     let Params { scale, zero_point } = params;

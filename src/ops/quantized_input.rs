@@ -3,7 +3,7 @@
 use super::linear_int8::Operands;
 use super::per_row::{finish_row, row_sum};
 use crate::cpu::SupportedCpu;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ffi::Params;
 use crate::ffi::quantize;
 use crate::ffi::scratch::{as_floats, with_operation_buffer};
@@ -68,12 +68,14 @@ impl QuantizedInput {
     /// call: with one [per tensor](InputGranularity::PerTensor), all of its rows.
     ///
     /// # Errors
-    /// [`Error::PartialRow`](crate::Error::PartialRow), [`Error::TooLarge`](crate::Error::TooLarge);
-    /// [`Error::NotFinite`](crate::Error::NotFinite) for NaN or infinity;
-    /// [`Error::InputOverflow`](crate::Error::InputOverflow); those of [`cpu_support`](crate::cpu_support). The rows of
+    /// [`Error::ZeroDimension`], [`Error::PartialRow`], [`Error::TooLarge`]; [`Error::NotFinite`] for NaN or infinity;
+    /// [`Error::InputOverflow`]; those of [`cpu_support`](crate::cpu_support). The rows of
     /// earlier calls stay.
     pub fn extend(&mut self, input: &[f32], scheme: InputScheme) -> Result<()> {
         let cpu = SupportedCpu::get()?;
+        if self.in_features == 0 {
+            return Err(Error::ZeroDimension { what: "in_features" });
+        }
         let before = (self.bytes.len(), self.rows.len());
         check_size("input", before.1 + super::lengths::rows(input.len(), 1, self.in_features)?, self.in_features)?;
         let shared = match scheme.granularity() {
@@ -82,10 +84,16 @@ impl QuantizedInput {
         };
         self.bytes.resize(before.0 + input.len(), 0);
         let rows = input.chunks_exact(self.in_features).zip(self.bytes[before.0..].chunks_exact_mut(self.in_features));
-        for (from, to) in rows {
+        for (i, (from, to)) in rows.enumerate() {
             let quantized = match shared {
                 Some(params) => Ok(params),
-                None => finite_range(from, "input", cpu).and_then(|range| scheme.choose(range)),
+                None => finite_range(from, "input", cpu).and_then(|range| scheme.choose(range)).map_err(|e| match e {
+                    // By its place in the whole input.
+                    Error::NotFinite { what, index, value } => {
+                        Error::NotFinite { what, index: i * self.in_features + index, value }
+                    }
+                    other => other,
+                }),
             };
             let quantized = quantized.and_then(|params| quantize::to_u8(from, to, params, cpu).map(|()| params));
             match quantized {

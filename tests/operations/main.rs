@@ -7,6 +7,7 @@ mod layout;
 mod lifecycle;
 mod linear_static;
 mod properties;
+mod quantized_input;
 mod schemes;
 
 use fbgemm_testkit::process::{LIMIT, again, emulated, lesser, succeed};

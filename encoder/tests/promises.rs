@@ -1,0 +1,180 @@
+//! The same vector in every batch, at any place and with any threads; and what odd texts and broken folders give.
+
+use fbgemm::Int8Scheme;
+use fbgemm_encoder::{Encoder, EncoderOptions, Error, Tokens};
+use fbgemm_testkit::compare::bits;
+use proptest::prelude::*;
+use rayon::ThreadPoolBuilder;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// A model with positions as BERT's, and one with a bias by distance.
+fn encoders() -> &'static [Encoder; 2] {
+    static ENCODERS: OnceLock<[Encoder; 2]> = OnceLock::new();
+    ENCODERS.get_or_init(|| {
+        ["bert-dense", "mpnet"].map(|name| Encoder::open(golden(name), &EncoderOptions::new()).unwrap())
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_text_s_vector_is_the_same_in_every_batch_and_on_any_threads(
+        lengths in prop::collection::vec(1..60usize, 1..40), seed in any::<u32>(), threads in 1..4usize,
+    ) {
+        for encoder in encoders() {
+            let mut state = seed;
+            let mut next = || { state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223); (state >> 16) % 100 };
+            let (mut all, mut alone) = (Tokens::new(), Vec::new());
+            for &length in &lengths {
+                let ids: Vec<u32> = (0..length).map(|_| next()).collect();
+                all.push(&ids, &vec![0; length]);
+                let mut one = Tokens::new();
+                one.push(&ids, &vec![0; length]);
+                let mut vector = vec![0.0; encoder.outputs()];
+                ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(|| encoder.embed_tokens(&one, &mut vector)).unwrap();
+                alone.extend(vector);
+            }
+            let mut together = vec![f32::NAN; alone.len()];
+            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| encoder.embed_tokens(&all, &mut together)).unwrap();
+            prop_assert_eq!(bits(&together), bits(&alone));
+        }
+    }
+}
+
+#[test]
+fn many_threads_use_one_encoder() {
+    let encoder = &encoders()[0];
+    let texts = ["a", "the cat sat on the mat", ""];
+    let expected = bits(&encoder.embed(&texts).unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..20).for_each(|_| assert_eq!(bits(&encoder.embed(&texts).unwrap()), expected)));
+        }
+    });
+}
+
+#[test]
+fn odd_texts_have_vectors() {
+    let encoder = &encoders()[0];
+    let long = "the quick brown fox ".repeat(50_000); // 1 MB
+    let texts = ["", " ", "\u{0}", "\u{1F980}\u{200D}\u{FE0F}", "\u{202E}abc", "é", "e\u{301}", "[CLS] [PAD]", &long];
+    let vectors = encoder.embed(&texts).unwrap();
+    assert_eq!(vectors.len(), texts.len() * encoder.outputs());
+    assert!(vectors.iter().all(|x| x.is_finite()));
+    let tokens = encoder.tokenize(&[&long]).unwrap();
+    assert_eq!(tokens.len(), encoder.max_tokens());
+    assert!(encoder.embed::<&str>(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn texts_are_cut_where_the_options_say() {
+    let text = "the cat sat on the mat ".repeat(20);
+    for (asked, given) in [(3, 3), (10, 10), (1000, 64)] {
+        let encoder = Encoder::open(golden("bert"), &EncoderOptions::new().max_tokens(asked)).unwrap();
+        assert_eq!((encoder.tokenize(&[&text]).unwrap().len(), encoder.max_tokens()), (given, given));
+    }
+    for too_few in [0, 1, 2] {
+        let error = Encoder::open(golden("bert"), &EncoderOptions::new().max_tokens(too_few)).unwrap_err();
+        assert!(matches!(error, Error::WrongTokens { given, .. } if given == too_few), "{error}");
+    }
+}
+
+#[test]
+fn tokens_that_the_model_can_not_take_are_errors() {
+    let encoder = &encoders()[0];
+    let run = |ids: &[u32], segments: &[u32], outputs: usize| {
+        let mut tokens = Tokens::new();
+        tokens.push(ids, segments);
+        encoder.embed_tokens(&tokens, &mut vec![0.0; outputs])
+    };
+    let outputs = encoder.outputs();
+    assert!(matches!(run(&[], &[], outputs), Err(Error::WrongTokens { given: 0, limit: 64 })));
+    assert!(matches!(run(&[1; 65], &[0; 65], outputs), Err(Error::WrongTokens { given: 65, limit: 64 })));
+    assert!(run(&[1; 64], &[1; 64], outputs).is_ok());
+    assert!(matches!(run(&[9999], &[0], outputs), Err(Error::UnknownToken { given: 9999, .. })));
+    assert!(matches!(run(&[1], &[2], outputs), Err(Error::UnknownSegment { given: 2, limit: 2 })));
+    assert!(matches!(run(&[1], &[0], outputs + 1), Err(Error::WrongOutput { .. })));
+}
+
+/// A copy of a golden model with one file changed.
+fn changed(file: &str, change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    copy(&golden("bert-dense"), &path);
+    let mut bytes = std::fs::read(path.join(file)).unwrap();
+    change(&mut bytes);
+    std::fs::write(path.join(file), bytes).unwrap();
+    (folder, path)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, to) = (entry.unwrap(), to);
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() { copy(&entry.path(), &to) } else { drop(std::fs::copy(entry.path(), to).unwrap()) }
+    }
+}
+
+fn replace(from: &'static str, to: &'static str) -> impl FnOnce(&mut Vec<u8>) {
+    move |bytes| {
+        let text = String::from_utf8(std::mem::take(bytes)).unwrap();
+        assert!(text.contains(from), "{text}");
+        *bytes = text.replace(from, to).into_bytes();
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_folder_is_an_error_that_names_it() {
+    let none: fn(&mut Vec<u8>) = |bytes| bytes.clear();
+    let word = |file: &'static str, from, to, said: &'static str| (file, changed(file, replace(from, to)), said);
+    for (file, (_kept, path), said) in [
+        word("config.json", "\"bert\"", "\"t5\"", "model type `t5` is not supported"),
+        word("config.json", "\"gelu\"", "\"swish\"", "activation `swish`"),
+        word("config.json", "\"hidden_size\": 32", "\"hidden_size\": 36", "has shape [120, 32], expected [120, 36]"),
+        word("config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "encoder.layer.2"),
+        word("modules.json", "normalize.Normalize", "cnn.CNN", "module `sentence_transformers.base.modules.cnn.CNN`"),
+        word("modules.json", "1_Pooling", "../1_Pooling", "out of the folder"),
+        word("1_Pooling/config.json", "mean", "lasttoken", "pooling `lasttoken`"),
+        word("2_Dense/config.json", "Tanh", "Mish", "activation of a dense module `torch"),
+        ("config.json", changed("config.json", none), "config.json: no JSON"),
+        ("tokenizer.json", changed("tokenizer.json", none), "tokenizer.json"),
+    ] {
+        let error = Encoder::open(&path, &EncoderOptions::new()).map(drop).unwrap_err();
+        assert!(error.chain().contains(said), "{file}: {}", error.chain());
+    }
+    let error = Encoder::open("no such folder", &EncoderOptions::new()).map(drop).unwrap_err();
+    assert!(matches!(&error, Error::File { .. }), "{error}");
+}
+
+#[test]
+fn a_quantized_file_gives_the_bits_of_quantizing_on_opening() {
+    let (_kept, path) = changed("config.json", |_| ());
+    let from = golden("bert-dense");
+    let expected = Encoder::open(&from, &EncoderOptions::new()).unwrap().embed(&["the cat sat"]).unwrap();
+    let options = fbgemm::CheckpointOptions::new(fbgemm::QuantizeOptions::new(Int8Scheme::accurate()));
+    fbgemm::quantize_checkpoint(from.join("model.safetensors"), path.join("model.safetensors"), &options).unwrap();
+    let stored = Encoder::open(&path, &EncoderOptions::new().as_stored()).unwrap().embed(&["the cat sat"]).unwrap();
+    assert_eq!(bits(&stored), bits(&expected));
+}
+
+#[test]
+fn a_cache_s_snapshot_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("snapshots")).unwrap();
+    copy(&golden("bert"), &folder.path().join("snapshots/0123abc"));
+    let open = || Encoder::open(folder.path(), &EncoderOptions::new()).map(drop);
+    open().unwrap();
+    copy(&golden("mpnet"), &folder.path().join("snapshots/4567def"));
+    assert!(matches!(open(), Err(Error::InvalidFile { .. })));
+    std::fs::create_dir(folder.path().join("refs")).unwrap();
+    std::fs::write(folder.path().join("refs/main"), "0123abc\n").unwrap();
+    open().unwrap();
+}
