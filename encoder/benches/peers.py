@@ -121,7 +121,7 @@ def measure(run, rows, sort):
     once = lambda: [run(*call) for call in calls]
     once()
     best = [1e9, 1e9]
-    for _ in range(12):
+    for _ in range(6):
         start, cpu, n = time.perf_counter(), time.process_time(), 0
         while n == 0 or time.perf_counter() - start < 0.06:
             once()

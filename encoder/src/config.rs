@@ -100,7 +100,11 @@ impl Config {
             epsilon: json["layer_norm_eps"].as_f64().unwrap_or(1e-12) as f32,
             vocabulary: size("vocab_size")?,
             positions: size("max_position_embeddings")?,
-            padding: json["pad_token_id"].as_u64().map_or(1, |id| id as u32),
+            // MPNet's positions begin behind a padding of 1, whatever the vocabulary has.
+            padding: match architecture {
+                Architecture::MpNet => 1,
+                _ => json["pad_token_id"].as_u64().map_or(1, |id| id as u32),
+            },
             labels,
         };
         if !config.width.is_multiple_of(config.heads) {

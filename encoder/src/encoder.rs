@@ -206,7 +206,9 @@ impl Encoder {
         }
         let (first, last) = (tokens.range(start).start, tokens.range(end - 1).end);
         if end - start == 1 || last - first <= piece {
-            return with_scratch(|scratch| self.run_piece(tokens, texts, output, scratch));
+            // One text for several threads, if that is worth their waiting for each other.
+            let parts = if end - start == 1 && tokens.texts() == 1 { threads.min((last - first) / LEAST) } else { 1 };
+            return with_scratch(|scratch| self.run_piece(tokens, texts, parts.max(1), output, scratch));
         }
         // As many pieces on either side, as near as may be.
         let pieces = (last - first).div_ceil(piece);
@@ -222,8 +224,18 @@ impl Encoder {
         left.and(right)
     }
 
-    fn run_piece(&self, tokens: &Tokens, texts: Range<usize>, output: &mut [f32], scratch: &mut Scratch) -> Result<()> {
-        self.transformer.run(tokens, texts.clone(), scratch)?;
+    fn run_piece(
+        &self,
+        tokens: &Tokens,
+        texts: Range<usize>,
+        parts: usize,
+        output: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        match parts {
+            1 => self.transformer.run(tokens, texts.clone(), scratch)?,
+            _ => self.transformer.run_split(tokens, texts.start, parts, scratch)?,
+        }
         let width = self.transformer.config().width;
         let first = tokens.range(texts.start).start;
         for (text, output) in texts.zip(output.chunks_exact_mut(self.outputs())) {
@@ -235,11 +247,13 @@ impl Encoder {
     }
 }
 
+/// The fewest tokens that are worth a thread of their own.
+const LEAST: usize = 16;
+
 /// How many tokens to take through all layers at once, of so many on so many threads: so few that what lies between two
 /// layers stays in the cache, so many that the weights' way from memory counts for little, and as much for each thread.
 fn piece(tokens: usize, threads: usize) -> usize {
     const MOST: usize = 256;
-    const LEAST: usize = 32;
     let pieces = tokens.div_ceil(MOST).next_multiple_of(threads);
     tokens.div_ceil(pieces.max(1)).max(LEAST)
 }

@@ -8,6 +8,7 @@ use crate::rows::Rows;
 use crate::tokens::Tokens;
 use crate::weights::Weights;
 use fbgemm::{Embedding, Linear};
+use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 use std::ops::Range;
 
 /// The layers of a model.
@@ -54,6 +55,17 @@ pub(crate) struct Scratch {
     attention: AttentionBuffer,
     /// Of the head, one vector and the next.
     pub(crate) vectors: [Vec<f32>; 2],
+    split: Option<Box<Split>>,
+}
+
+/// What the threads that share one text work in.
+#[derive(Debug, Default)]
+struct Split {
+    scratches: Vec<Scratch>,
+    /// Each one's queries, keys and values, which all read.
+    qkv: Vec<Vec<f32>>,
+    /// Those for the next layer.
+    next: Vec<Vec<f32>>,
 }
 
 impl Scratch {
@@ -68,6 +80,7 @@ impl Scratch {
             outputs: Vec::new(),
             attention: AttentionBuffer::default(),
             vectors: Default::default(),
+            split: None,
         }
     }
 }
@@ -130,6 +143,45 @@ impl Transformer {
         for (i, layer) in self.layers.iter().enumerate() {
             layer.run(self, self.layers.get(i + 1), tokens, texts.clone(), scratch)?;
         }
+        Ok(())
+    }
+
+    /// [`run`](Self::run) for one text in `parts` of its rows, each on a thread of the current rayon pool: they wait for
+    /// each other once a layer, for the keys and values. The bits are the same.
+    pub(crate) fn run_split(&self, tokens: &Tokens, text: usize, parts: usize, scratch: &mut Scratch) -> Result<()> {
+        let (count, width) = (tokens.range(text).len(), self.config.width);
+        self.embed(tokens, text..text + 1, scratch)?;
+        let Some(first) = self.layers.first() else { return Ok(()) };
+        let mut split = scratch.split.take().unwrap_or_default();
+        let Split { scratches, qkv, next } = &mut *split;
+        scratches.resize_with(parts, Scratch::new);
+        qkv.resize_with(parts, Vec::new);
+        next.resize_with(parts, Vec::new);
+        let edge = |part: usize| count * part / parts;
+        let len = |part: usize| edge(part + 1) - edge(part);
+        scratches.par_iter_mut().zip(qkv.par_iter_mut()).enumerate().try_for_each(|(part, (own, qkv))| {
+            let hidden = &scratch.hidden[edge(part) * width..edge(part + 1) * width];
+            grow(&mut own.hidden, hidden.len()).copy_from_slice(hidden);
+            own.rows.start(&first.qkv);
+            own.rows.extend(hidden)?;
+            first.project(self.heads, len(part), own, qkv)
+        })?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let then = self.layers.get(i + 1);
+            let all = &qkv[..];
+            scratches.par_iter_mut().zip(next.par_iter_mut()).enumerate().try_for_each(|(part, (own, next))| {
+                let context = grow(&mut own.context, len(part) * width);
+                self.heads.attend(all, part, self.bias(), context, &mut own.attention);
+                layer.finish(self, then, len(part), own)?;
+                then.map_or(Ok(()), |then| then.project(self.heads, len(part), own, next))
+            })?;
+            std::mem::swap(qkv, next);
+        }
+        for (part, own) in scratches.iter().enumerate() {
+            let range = edge(part) * width..edge(part + 1) * width;
+            scratch.hidden[range.clone()].copy_from_slice(&own.hidden[..range.len()]);
+        }
+        scratch.split = Some(split);
         Ok(())
     }
 
@@ -213,14 +265,11 @@ impl Layer {
         texts: Range<usize>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let Scratch { hidden, qkv, context, rows, next, outputs, attention, .. } = scratch;
+        let Scratch { qkv, context, rows, outputs, attention, .. } = scratch;
         let (heads, width) = (of.heads, of.config.width);
-        let Some(last) = texts.clone().last() else { return Ok(()) };
         let first = tokens.range(texts.start).start;
-        let count = tokens.range(last).end - first;
-        let (hidden, qkv, context) =
-            (&mut hidden[..count * width], grow(qkv, count * 3 * width), grow(context, count * width));
-
+        let count = tokens.range(texts.end - 1).end - first;
+        let (qkv, context) = (grow(qkv, count * 3 * width), grow(context, count * width));
         let mut text = texts.start;
         rows.run(&self.qkv, outputs, |i, row| {
             while first + i >= tokens.range(text).end {
@@ -235,11 +284,17 @@ impl Layer {
             let range = tokens.range(text).start - first..tokens.range(text).end - first;
             let of_text = &qkv[range.start * 3 * width..range.end * 3 * width];
             let output = &mut context[range.start * width..range.end * width];
-            heads.attend(of_text, 0..range.len(), of.bias(), output, attention);
+            heads.attend(&[of_text], 0, of.bias(), output, attention);
         }
+        self.finish(of, then, count, scratch)
+    }
 
+    /// What comes after the attention, whose results for so many tokens are `scratch.context`.
+    fn finish(&self, of: &Transformer, then: Option<&Layer>, count: usize, scratch: &mut Scratch) -> Result<()> {
+        let width = of.config.width;
+        let Scratch { hidden, context, rows, next, outputs, .. } = scratch;
         rows.start(&self.attended);
-        rows.extend(context)?;
+        rows.extend(&context[..count * width])?;
         next.start(&self.up);
         rows.run(&self.attended, outputs, |i, row| {
             let hidden = &mut hidden[i * width..][..width];
@@ -263,6 +318,16 @@ impl Layer {
             if then.is_some() { next.extend(row) } else { Ok(()) }
         })?;
         std::mem::swap(rows, next);
+        Ok(())
+    }
+
+    /// The queries, keys and values of what `scratch.rows` has, so many tokens, for an attention in parts.
+    fn project(&self, heads: Heads, count: usize, scratch: &mut Scratch, qkv: &mut Vec<f32>) -> Result<()> {
+        qkv.resize(count * 3 * heads.width(), 0.0);
+        scratch.rows.run(&self.qkv, &mut scratch.outputs, |i, row| {
+            heads.place(row, i, count, qkv);
+            Ok(())
+        })?;
         Ok(())
     }
 }

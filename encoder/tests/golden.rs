@@ -105,7 +105,7 @@ fn minilm_s_vectors_are_those_of_sentence_transformers() {
         let cosines: Vec<f64> = cosines;
         let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
         let least = cosines.iter().copied().fold(1.0, f64::min);
-        // A text of a single word has the least to average over.
-        assert!(mean >= bound && least >= bound - 0.002, "{cosines:?}, expected {bound} in the mean");
+        // The empty text has two tokens alone to average over, a word three.
+        assert!(mean >= bound && least >= bound - 0.004, "{cosines:?}, expected {bound} in the mean");
     }
 }

@@ -160,7 +160,8 @@ fn a_quantized_file_gives_the_bits_of_quantizing_on_opening() {
     let from = golden("bert-dense");
     let expected = Encoder::open(&from, &EncoderOptions::new()).unwrap().embed(&["the cat sat"]).unwrap();
     let options = fbgemm::CheckpointOptions::new(fbgemm::QuantizeOptions::new(Int8Scheme::accurate()));
-    fbgemm::quantize_checkpoint(from.join("model.safetensors"), path.join("model.safetensors"), &options).unwrap();
+    let (file, to) = (fbgemm::ModelFile::open(&from).unwrap(), path.join("model.safetensors"));
+    fbgemm::quantize_checkpoint(&file, &options, Some(&to), &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
     let stored = Encoder::open(&path, &EncoderOptions::new().as_stored()).unwrap().embed(&["the cat sat"]).unwrap();
     assert_eq!(bits(&stored), bits(&expected));
 }

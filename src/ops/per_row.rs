@@ -68,6 +68,7 @@ pub(super) fn row_sum(bytes: &[u8]) -> i32 {
 /// (scale · scale) + bias, the last two steps as one fused multiply-add. Integers wrap around as FBGEMM's do;
 /// `Parameters::check_sums` has seen that the result of them all fits.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // the compiler makes vectors of them
 pub(super) fn finish_row(sums: &[i32], row_offset: i32, params: Params, stage: &OutputStage, output: &mut [f32]) {
     let Params { scale, zero_point } = params;
     let n = output.len();

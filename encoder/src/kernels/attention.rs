@@ -3,7 +3,6 @@
 use super::product::{ROWS, View, multiply};
 use super::softmax::softmax_row;
 use crate::simd::{Simd, Wide, wide};
-use std::ops::Range;
 
 /// What an attention works in, kept from call to call.
 #[derive(Debug, Default)]
@@ -49,59 +48,73 @@ impl Heads {
         }
     }
 
-    /// The attention of a text's tokens in `queries` to all of its tokens, as [`place`](Self::place) put them. `output`
-    /// has a row of all heads' results for each of the queries.
+    /// The attention of one part of a text to all of it. `parts` are a text's tokens, some in each, as
+    /// [`place`](Self::place) put them; one part is the rule, several are several threads'. `output` has a row of all
+    /// heads' results for each token of the part `of`. The bits are the same for any parts.
     ///
     /// # Panics
     /// If a length does not fit the others, or the bias's reach is shorter than the text.
     pub(crate) fn attend(
         &self,
-        qkv: &[f32],
-        queries: Range<usize>,
+        parts: &[impl AsRef<[f32]>],
+        of: usize,
         bias: Option<Bias>,
         output: &mut [f32],
         buffer: &mut AttentionBuffer,
     ) {
-        let width = self.width();
-        assert!(qkv.len().is_multiple_of(3 * width) && queries.end <= qkv.len() / (3 * width));
-        assert_eq!(output.len(), queries.len() * width, "a row for each query");
-        wide(Attend { heads: *self, qkv, queries, bias, output, buffer });
+        assert!(parts.iter().all(|part| part.as_ref().len().is_multiple_of(3 * self.width())));
+        assert_eq!(3 * output.len(), parts[of].as_ref().len(), "a row for each query");
+        wide(Attend { heads: *self, parts, of, bias, output, buffer });
     }
 }
 
-struct Attend<'a> {
+struct Attend<'a, P> {
     heads: Heads,
-    qkv: &'a [f32],
-    queries: Range<usize>,
+    parts: &'a [P],
+    of: usize,
     bias: Option<Bias<'a>>,
     output: &'a mut [f32],
     buffer: &'a mut AttentionBuffer,
 }
 
-impl Wide for Attend<'_> {
+impl<P: AsRef<[f32]>> Wide for Attend<'_, P> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { heads, qkv, queries, bias, output, buffer } = self;
+        let Self { heads, parts, of, bias, output, buffer } = self;
         let (size, width) = (heads.size, heads.width());
-        let tokens = qkv.len() / (3 * width);
-        let of_head = |part: usize, head: usize| &qkv[(part * heads.count + head) * tokens * size..][..tokens * size];
+        let count = |part: &P| part.as_ref().len() / (3 * width);
+        let mut tokens = 0;
+        for part in parts {
+            tokens += count(part);
+        }
+        let mut before = 0;
+        for part in &parts[..of] {
+            before += count(part);
+        }
         // Whole vectors; what is beyond the last key is computed and left out.
         let padded = tokens.next_multiple_of(16);
         let scale = 1.0 / (size as f32).sqrt();
         buffer.keys.resize((size * padded).max(buffer.keys.len()), 0.0);
         buffer.scores.resize((ROWS * padded).max(buffer.scores.len()), 0.0);
         let keys = &mut buffer.keys[..size * padded];
+        let queries = count(&parts[of]);
         for head in 0..heads.count {
-            transpose(of_head(1, head), size, keys, padded);
-            let values = View { values: of_head(2, head), stride: size };
-            for first in queries.clone().step_by(ROWS) {
-                let rows = ROWS.min(queries.end - first);
+            let mut start = 0;
+            for part in parts {
+                let rows = count(part);
+                transpose(of_head(part.as_ref(), heads, rows, 1, head), size, &mut keys[start..], padded);
+                start += rows;
+            }
+            let of_part = of_head(parts[of].as_ref(), heads, queries, 0, head);
+            let mut first = 0;
+            while first < queries {
+                let rows = ROWS.min(queries - first);
                 let scores = &mut buffer.scores[..rows * padded];
-                let query = View { values: &of_head(0, head)[first * size..], stride: size };
+                let query = View { values: &of_part[first * size..], stride: size };
                 let keys = View { values: keys, stride: padded };
-                multiply(simd, query, keys, scores, padded, (rows, size, padded));
+                multiply(simd, query, keys, scores, padded, false, (rows, size, padded));
                 let mut of_all = [0f32; ROWS];
                 for (row, scores) in scores.chunks_exact_mut(padded).enumerate() {
                     scores[tokens..].fill(f32::NEG_INFINITY); // so that all are whole lanes
@@ -109,7 +122,7 @@ impl Wide for Attend<'_> {
                         None => softmax_row(scores, scale),
                         Some(Bias { values, reach }) => {
                             let of_head = &values[head * (2 * reach + 1)..][..2 * reach + 1];
-                            let bias = &of_head[reach - (first + row)..][..tokens];
+                            let bias = &of_head[reach - (before + first + row)..][..tokens];
                             for (x, bias) in scores[..tokens].iter_mut().zip(bias) {
                                 *x = x.mul_add(scale, *bias);
                             }
@@ -117,17 +130,31 @@ impl Wide for Attend<'_> {
                         }
                     };
                 }
-                let output = &mut output[(first - queries.start) * width + head * size..];
-                let scores = View { values: scores, stride: padded };
-                multiply(simd, scores, values, output, width, (rows, tokens, size));
+                let output = &mut output[first * width + head * size..];
+                let mut start = 0;
+                for part in parts {
+                    let depth = count(part);
+                    let values = View { values: of_head(part.as_ref(), heads, depth, 2, head), stride: size };
+                    let scores = View { values: &scores[start..], stride: padded };
+                    multiply(simd, scores, values, output, width, start > 0, (rows, depth, size));
+                    start += depth;
+                }
                 for (row, of_all) in of_all[..rows].iter().enumerate() {
                     for x in &mut output[row * width..][..size] {
                         *x *= of_all;
                     }
                 }
+                first += rows;
             }
         }
     }
+}
+
+/// One head's queries (0), keys (1) or values (2) of so many tokens.
+#[inline(always)]
+fn of_head(qkv: &[f32], heads: Heads, tokens: usize, kind: usize, head: usize) -> &[f32] {
+    let len = tokens * heads.size;
+    &qkv[(kind * heads.count + head) * len..][..len]
 }
 
 /// The columns of rows of this length, as rows of `padded`.
@@ -187,21 +214,26 @@ mod tests {
                 let values = normal(count * (2 * 128 + 1), 9, 1.0);
                 for bias in [None, Some(Bias { values: &values, reach: 128 })] {
                     let exact = exact(heads, &qkv, bias);
-                    let mut placed = vec![0.0; qkv.len()];
-                    for (token, row) in qkv.chunks_exact(3 * heads.width()).enumerate() {
-                        heads.place(row, token, tokens, &mut placed);
-                    }
-                    let qkv = placed;
-                    let mut output = vec![0.0; tokens * heads.width()];
-                    heads.attend(&qkv, 0..tokens, bias, &mut output, &mut buffer);
+                    let width = heads.width();
+                    let place = |rows: &[f32]| {
+                        let mut placed = vec![0.0; rows.len()];
+                        for (token, row) in rows.chunks_exact(3 * width).enumerate() {
+                            heads.place(row, token, rows.len() / (3 * width), &mut placed);
+                        }
+                        placed
+                    };
+                    let mut output = vec![0.0; tokens * width];
+                    heads.attend(&[place(&qkv)], 0, bias, &mut output, &mut buffer);
                     for (y, exact) in output.iter().zip(&exact) {
                         assert!((f64::from(*y) - exact).abs() < 1e-5, "{y} {exact}: {heads:?}, {tokens} tokens");
                     }
                     // In parts: the same bits.
-                    let (half, width) = (tokens / 3, heads.width());
+                    let (first, second) = qkv.split_at(tokens / 3 * 3 * width);
+                    let halves = [place(first), place(second)];
                     let mut parts = vec![0.0; output.len()];
-                    heads.attend(&qkv, 0..half, bias, &mut parts[..half * width], &mut buffer);
-                    heads.attend(&qkv, half..tokens, bias, &mut parts[half * width..], &mut buffer);
+                    let (one, other) = parts.split_at_mut(tokens / 3 * width);
+                    heads.attend(&halves, 0, bias, one, &mut buffer);
+                    heads.attend(&halves, 1, bias, other, &mut buffer);
                     assert_eq!(parts, output);
                 }
             }

@@ -3,6 +3,9 @@
 //! They run in AVX-512 or AVX2, whichever the CPU has, with the same bits on both and on any other CPU: the order of all
 //! sums and the fused multiply-adds are fixed. A row's result depends on no other row.
 
+// Lanes by their numbers are what the compiler makes vectors of; coefficients are as their sources have them.
+#![allow(clippy::needless_range_loop, clippy::excessive_precision)]
+
 pub(crate) mod attention;
 mod exp;
 mod gelu;

@@ -20,8 +20,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// `c` = a · b: a `rows` × `depth`, b `depth` × `columns`, c with rows of `stride`. Each sum is taken in the order of the
-/// depth, whatever the tile.
+/// `c` = a · b, or that added to `c` where `add`: a `rows` × `depth`, b `depth` × `columns`, c with rows of `stride`. Each
+/// sum is taken in the order of the depth, whatever the tile: the depth in two calls gives the bits of one.
 #[inline(always)]
 pub(super) fn multiply<S: Simd>(
     simd: S,
@@ -29,6 +29,7 @@ pub(super) fn multiply<S: Simd>(
     b: View,
     c: &mut [f32],
     stride: usize,
+    add: bool,
     (rows, depth, columns): (usize, usize, usize),
 ) {
     let mut row = 0;
@@ -36,9 +37,9 @@ pub(super) fn multiply<S: Simd>(
         let a = View { values: &a.values[row * a.stride..], stride: a.stride };
         let c = &mut c[row * stride..];
         row += match rows - row {
-            ROWS.. => multiply_rows::<S, ROWS>(simd, a, b, c, stride, depth, columns),
-            3.. => multiply_rows::<S, 3>(simd, a, b, c, stride, depth, columns),
-            _ => multiply_rows::<S, 1>(simd, a, b, c, stride, depth, columns),
+            ROWS.. => multiply_rows::<S, ROWS>(simd, a, b, c, stride, add, (depth, columns)),
+            3.. => multiply_rows::<S, 3>(simd, a, b, c, stride, add, (depth, columns)),
+            _ => multiply_rows::<S, 1>(simd, a, b, c, stride, add, (depth, columns)),
         };
     }
 }
@@ -51,16 +52,16 @@ fn multiply_rows<S: Simd, const R: usize>(
     b: View,
     c: &mut [f32],
     stride: usize,
-    depth: usize,
-    columns: usize,
+    add: bool,
+    (depth, columns): (usize, usize),
 ) -> usize {
     let mut column = 0;
     while column + 2 * S::F32_LANES <= columns {
-        tile::<S, R, 2>(simd, a, b, c, stride, depth, column);
+        tile::<S, R, 2>(simd, a, b, c, stride, add, (depth, column));
         column += 2 * S::F32_LANES;
     }
     if column + S::F32_LANES <= columns {
-        tile::<S, R, 1>(simd, a, b, c, stride, depth, column);
+        tile::<S, R, 1>(simd, a, b, c, stride, add, (depth, column));
         column += S::F32_LANES;
     }
     // What is left of a row that is not whole vectors.
@@ -68,7 +69,8 @@ fn multiply_rows<S: Simd, const R: usize>(
         for row in 0..R {
             let a = a.row(row, 0, depth);
             let product = |sum: f32, k: usize| a[k].mul_add(b.values[k * b.stride + column], sum);
-            c[row * stride + column] = (0..depth).fold(0.0, product);
+            let c = &mut c[row * stride + column];
+            *c = (0..depth).fold(if add { *c } else { 0.0 }, product);
         }
     }
     R
@@ -82,10 +84,16 @@ fn tile<S: Simd, const R: usize, const V: usize>(
     b: View,
     c: &mut [f32],
     stride: usize,
-    depth: usize,
-    column: usize,
+    add: bool,
+    (depth, column): (usize, usize),
 ) {
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    if add {
+        for row in 0..R {
+            let c = S::as_simd_f32s(&c[row * stride + column..][..V * S::F32_LANES]).0;
+            sums[row].copy_from_slice(&c[..V]);
+        }
+    }
     let mut rows = [&a.values[..0]; R];
     for row in 0..R {
         rows[row] = a.row(row, 0, depth);
