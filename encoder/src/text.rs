@@ -42,7 +42,7 @@ impl TextTokenizer {
             .or_else(|| number(&sentences["max_seq_length"]))
             .or_else(|| number(&of_tokenizer["model_max_length"]))
             .or_else(|| tokenizer.get_truncation().map(|truncation| truncation.max_length));
-        // A text has the tokens that every text has, and one of its own.
+        // A pair has the tokens that every pair has, and one of its own.
         let fewest = tokenizer.encode_fast(("", ""), true).map_err(refused)?.len() + 1;
         let longest = limit.unwrap_or(most).min(most);
         if longest < fewest {

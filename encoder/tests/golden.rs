@@ -100,12 +100,14 @@ fn minilm_s_vectors_are_those_of_sentence_transformers() {
         if !exact && std::ptr::eq(encoder, &accurate) {
             continue;
         }
-        let cosines =
-            cases(&golden("minilm.json")).iter().map(|case| cosine(&run(encoder, case), &case.vector)).collect();
-        let cosines: Vec<f64> = cosines;
+        let of = |case: &Case| (case.texts[0].is_empty(), cosine(&run(encoder, case), &case.vector));
+        let (empty, texts): (Vec<_>, Vec<_>) =
+            cases(&golden("minilm.json")).iter().map(of).partition(|(empty, _)| *empty);
+        let cosines: Vec<f64> = texts.iter().map(|(_, cosine)| *cosine).collect();
         let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
         let least = cosines.iter().copied().fold(1.0, f64::min);
-        // The empty text has two tokens alone to average over, a word three.
-        assert!(mean >= bound && least >= bound - 0.004, "{cosines:?}, expected {bound} in the mean");
+        // One of the texts is a single letter. The empty text has nothing but [CLS] and [SEP] to average over.
+        assert!(mean >= bound && least >= bound - 0.002, "{cosines:?}, expected {bound} in the mean");
+        assert!(empty[0].1 > 0.98, "{empty:?}");
     }
 }
