@@ -61,11 +61,13 @@ pub enum Error {
     },
 
     /// More tokens than the model has positions for, or none at all.
-    #[error("{given} tokens, expected 1 to {limit}")]
+    #[error("{given} tokens, expected {least} to {limit}")]
     WrongTokens {
         /// How many.
         given: usize,
-        /// The most that there can be.
+        /// The fewest that there can be.
+        least: usize,
+        /// The most.
         limit: usize,
     },
 

@@ -42,13 +42,14 @@ impl TextTokenizer {
             .or_else(|| number(&sentences["max_seq_length"]))
             .or_else(|| number(&of_tokenizer["model_max_length"]))
             .or_else(|| tokenizer.get_truncation().map(|truncation| truncation.max_length));
-        // A pair has the tokens that every pair has, and one of its own.
+        // Files have padding and cuts of their own. A pair has the tokens that every pair has, and one of its own.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(refused)?;
         let fewest = tokenizer.encode_fast(("", ""), true).map_err(refused)?.len() + 1;
         let longest = limit.unwrap_or(most).min(most);
         if longest < fewest {
-            return Err(Error::WrongTokens { given: longest, limit: most });
+            return Err(Error::WrongTokens { given: longest, least: fewest, limit: most });
         }
-        tokenizer.with_padding(None);
         let truncation = TruncationParams { max_length: longest, ..Default::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(refused)?;
         Ok(Self { tokenizer, lowercase: sentences["do_lower_case"] == serde_json::Value::Bool(true), longest })

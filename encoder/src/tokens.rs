@@ -81,7 +81,7 @@ impl Tokens {
         for text in 0..self.texts() {
             let given = self.range(text).len();
             if !(1..=longest).contains(&given) {
-                return Err(Error::WrongTokens { given, limit: longest });
+                return Err(Error::WrongTokens { given, least: 1, limit: longest });
             }
         }
         if let Some(&given) = self.ids.iter().find(|&&id| id as usize >= vocabulary) {

