@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 /// What to embed, with what, and how to print it.
 #[derive(clap::Args)]
 pub struct Embed {
-    /// The model's folder: config.json, tokenizer.json, model.safetensors (in floats, or quantized by `fbgemm quantize`),
-    /// and sentence-transformers' modules.json where there is one; or a folder of a Hugging Face cache
+    /// The model's folder: config.json, tokenizer.json, model.safetensors (in floats, or quantized by `fbgemm
+    /// quantize`), and sentence-transformers' modules.json where there is one; or a folder of a Hugging Face cache
     model: PathBuf,
     /// A text a line, in UTF-8 (`-`: standard input)
     #[arg(default_value = "-")]

@@ -62,11 +62,14 @@ def quantize(work):
     fused = optimizer.optimize_model(str(work / "fp32.onnx"), model_type="bert", num_heads=12, hidden_size=384)
     fused.save_model_to_file(str(work / "fp32-fused.onnx"))
     for name, source, per_channel, kind in [
-        ("int8", "fp32", False, QuantType.QInt8), ("int8-channel", "fp32", True, QuantType.QInt8),
-        ("int8-fused", "fp32-fused", False, QuantType.QInt8), ("int8-fused-channel", "fp32-fused", True, QuantType.QInt8),
+        ("int8", "fp32", False, QuantType.QInt8),
+        ("int8-channel", "fp32", True, QuantType.QInt8),
+        ("int8-fused", "fp32-fused", False, QuantType.QInt8),
+        ("int8-fused-channel", "fp32-fused", True, QuantType.QInt8),
     ]:
-        quantize_dynamic(str(work / f"{source}.onnx"), str(work / f"{name}.onnx"), per_channel=per_channel, weight_type=kind,
-                         extra_options={"DefaultTensorType": TensorProto.FLOAT})
+        quantize_dynamic(
+            str(work / f"{source}.onnx"), str(work / f"{name}.onnx"), per_channel=per_channel, weight_type=kind,
+            extra_options={"DefaultTensorType": TensorProto.FLOAT})
 
 
 def onnx(work, name, threads):

@@ -61,8 +61,8 @@ impl EncoderOptions {
         Self { normalize: Some(normalize), ..self }
     }
 
-    /// Cuts texts behind so many tokens, [CLS] and [SEP] counted, instead of where the folder says; at most as many as the
-    /// model has positions.
+    /// Cuts texts behind so many tokens, [CLS] and [SEP] counted, instead of where the folder says; at most as many as
+    /// the model has positions.
     pub fn max_tokens(self, max_tokens: usize) -> Self {
         Self { max_tokens: Some(max_tokens), ..self }
     }
@@ -139,8 +139,8 @@ impl Encoder {
         self.transformer.bytes() + self.head.bytes()
     }
 
-    /// A vector for each text, one behind the other, by the threads of the current rayon pool. With inputs quantized per
-    /// row (the default) a text's vector is the same, bit for bit, whatever the texts beside it and the threads.
+    /// A vector for each text, one behind the other, by the threads of the current rayon pool. With inputs quantized
+    /// per row (the default) a text's vector is the same, bit for bit, whatever the texts beside it and the threads.
     ///
     /// Texts of any length can be in one call: there is no padding. The empty text is one, too.
     ///
@@ -175,8 +175,8 @@ impl Encoder {
         Ok(output)
     }
 
-    /// [`embed`](Self::embed) for texts that are tokens already, to the caller's buffer. After a thread's first calls of a
-    /// size this allocates nothing.
+    /// [`embed`](Self::embed) for texts that are tokens already, to the caller's buffer. After a thread's first calls
+    /// of a size this allocates nothing.
     ///
     /// # Errors
     /// [`Error::WrongTokens`], [`Error::UnknownToken`], [`Error::WrongOutput`]; those of the layers.
@@ -281,7 +281,8 @@ thread_local! {
 
 /// Runs `work` with what this thread works in.
 fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
-    // Taken out meanwhile: a thread that waits for another in the middle may take other work, which gets one of its own.
+    // Taken out meanwhile: a thread that waits for another in the middle may take other work, which gets one of its
+    // own.
     let mut scratch = SCRATCH.take().unwrap_or_else(|| Box::new(Scratch::new()));
     let result = work(&mut scratch);
     SCRATCH.set(Some(scratch));

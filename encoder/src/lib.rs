@@ -17,19 +17,19 @@
 //! # The same vector in every batch
 //! There is no padding: the texts of a call lie one behind the other. Each row of a layer's input has its own scale, so
 //! that a text's vector is the same, bit for bit, alone and beside any others, on any number of threads. The kernels
-//! between the layers give the same bits on every CPU; with [`Int8Scheme::portable`](fbgemm::Int8Scheme::portable) so do
-//! the layers.
+//! between the layers give the same bits on every CPU; with [`Int8Scheme::portable`](fbgemm::Int8Scheme::portable) so
+//! do the layers.
 //!
 //! # To be fast
 //! - Give a call as many texts as there are, of any lengths. They are taken through the model in pieces of at most 256
 //!   tokens, so that a call of more is no faster a text; one of 64 is nearly as fast.
-//! - Many requests at once: one a thread, each in a rayon pool of one thread, is the most throughput. One call on several
-//!   threads gives each its texts; one text alone is split by its rows.
+//! - Many requests at once: one a thread, each in a rayon pool of one thread, is the most throughput. One call on
+//!   several threads gives each its texts; one text alone is split by its rows.
 //! - [`Encoder::embed_tokens`] takes tokens, and allocates nothing.
 //!
 //! The pieces are public for graphs of your own: [`kernels`], and
-//! [`QuantizedLinear::forward_rows`](fbgemm::QuantizedLinear::forward_rows), which shows each row of a layer's output while
-//! it is in the cache.
+//! [`QuantizedLinear::forward_rows`](fbgemm::QuantizedLinear::forward_rows), which shows each row of a layer's output
+//! while it is in the cache.
 
 #![deny(unsafe_code)]
 

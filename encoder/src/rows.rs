@@ -39,8 +39,8 @@ impl Rows {
         }
     }
 
-    /// Runs the layer on the rows and shows each of its outputs to `each`. `outputs` is for those layers that give all at
-    /// once.
+    /// Runs the layer on the rows and shows each of its outputs to `each`. `outputs` is for those layers that give all
+    /// at once.
     pub(crate) fn run(
         &self,
         layer: &Linear,

@@ -1,8 +1,8 @@
 //! Running code compiled for the widest vectors that this CPU has, by the crate `pulp`.
 //!
-//! Most kernels are plain Rust in lanes of a fixed number, with fused multiply-adds by name, of which the compiler makes
-//! vectors; products of matrices name theirs. Either way the order of all sums is fixed, so that the bits are the same for
-//! every width.
+//! Most kernels are plain Rust in lanes of a fixed number, with fused multiply-adds by name, of which the compiler
+//! makes vectors; products of matrices name theirs. Either way the order of all sums is fixed, so that the bits are the
+//! same for every width.
 
 pub(crate) use pulp::{Simd, WithSimd as Wide};
 

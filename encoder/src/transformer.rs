@@ -146,8 +146,8 @@ impl Transformer {
         Ok(())
     }
 
-    /// [`run`](Self::run) for one text in `parts` of its rows, each on a thread of the current rayon pool: they wait for
-    /// each other once a layer, for the keys and values. The bits are the same.
+    /// [`run`](Self::run) for one text in `parts` of its rows, each on a thread of the current rayon pool: they wait
+    /// for each other once a layer, for the keys and values. The bits are the same.
     pub(crate) fn run_split(&self, tokens: &Tokens, text: usize, parts: usize, scratch: &mut Scratch) -> Result<()> {
         let (count, width) = (tokens.range(text).len(), self.config.width);
         self.embed(tokens, text..text + 1, scratch)?;
@@ -256,7 +256,8 @@ impl Layer {
         [&self.qkv, &self.attended, &self.up, &self.down].iter().map(|layer| layer.bytes()).sum()
     }
 
-    /// Takes the hidden states, which `scratch.rows` has for this layer, to the next ones, and puts them there for `then`.
+    /// Takes the hidden states, which `scratch.rows` has for this layer, to the next ones, and puts them there for
+    /// `then`.
     fn run(
         &self,
         of: &Transformer,

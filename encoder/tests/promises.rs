@@ -29,7 +29,10 @@ proptest! {
     ) {
         for encoder in encoders() {
             let mut state = seed;
-            let mut next = || { state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223); (state >> 16) % 100 };
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 16) % 100
+            };
             let (mut all, mut alone) = (Tokens::new(), Vec::new());
             for &length in &lengths {
                 let ids: Vec<u32> = (0..length).map(|_| next()).collect();
@@ -37,7 +40,8 @@ proptest! {
                 let mut one = Tokens::new();
                 one.push(&ids, &vec![0; length]);
                 let mut vector = vec![0.0; encoder.outputs()];
-                ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(|| encoder.embed_tokens(&one, &mut vector)).unwrap();
+                let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+                pool.install(|| encoder.embed_tokens(&one, &mut vector)).unwrap();
                 alone.extend(vector);
             }
             let mut together = vec![f32::NAN; alone.len()];

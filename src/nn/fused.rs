@@ -10,8 +10,8 @@ use crate::ops::quantized_input::QuantizedInput;
 use crate::quant::weight::QuantizedWeight;
 
 impl QuantizedLinear {
-    /// Several layers that read the same input (the query, key and value of an attention) as one, whose outputs are theirs
-    /// one behind the other, of the same bits: the input is quantized once, and FBGEMM called once.
+    /// Several layers that read the same input (the query, key and value of an attention) as one, whose outputs are
+    /// theirs one behind the other, of the same bits: the input is quantized once, and FBGEMM called once.
     ///
     /// ```
     /// use fbgemm::{Int8Scheme, QuantizedLinear};
@@ -50,8 +50,8 @@ impl QuantizedLinear {
         PortableLinear::new(weight, bias)?.with_input(scheme).pack()
     }
 
-    /// [`forward_into`](Self::forward_into) for an input that is quantized already, in whatever way: as many bits of the
-    /// output are the same as if this layer had done it by that way.
+    /// [`forward_into`](Self::forward_into) for an input that is quantized already, in whatever way: as many bits of
+    /// the output are the same as if this layer had done it by that way.
     ///
     /// # Errors
     /// As [`forward_into`](Self::forward_into); [`Error::WrongLength`] for rows of another length.

@@ -11,8 +11,8 @@ use crate::ops::lengths::{check_size, same_length};
 use crate::quant::input::{InputGranularity, InputScheme};
 use crate::quant::range::finite_range;
 
-/// Rows of an input in unsigned 8 bits, quantized once for all the layers that read them: the query, key and value of an
-/// attention, or the next layer of a graph whose rows come one by one.
+/// Rows of an input in unsigned 8 bits, quantized once for all the layers that read them: the query, key and value of
+/// an attention, or the next layer of a graph whose rows come one by one.
 ///
 /// ```
 /// use fbgemm::{InputScheme, Int8Scheme, QuantizedInput, QuantizedLinear};
@@ -110,8 +110,8 @@ impl QuantizedInput {
 }
 
 impl Operands<'_> {
-    /// Computes the outputs for rows that are quantized already, and shows each row with its number to `each`, in order,
-    /// while it is in the cache.
+    /// Computes the outputs for rows that are quantized already, and shows each row with its number to `each`, in
+    /// order, while it is in the cache.
     ///
     /// # Errors
     /// Those of a call with floats, and those of `each`, after which no more rows are computed.

@@ -246,6 +246,12 @@ mod tests {
                     for (y, exact) in output.iter().zip(&exact) {
                         assert!((f64::from(*y) - exact).abs() < 1e-5, "{y} {exact}: {heads:?}, {tokens} tokens");
                     }
+                    // Without vectors: the same bits.
+                    let (mut plain, parts) = (vec![0.0; output.len()], [place(&qkv)]);
+                    let (output_of, buffer_of) = (&mut plain[..], &mut buffer);
+                    let attend = Attend { heads, parts: &parts, of: 0, bias, output: output_of, buffer: buffer_of };
+                    attend.with_simd(pulp::Scalar::new());
+                    assert_eq!(plain, output);
                     // In parts: the same bits.
                     let (first, second) = qkv.split_at(tokens / 3 * 3 * width);
                     let halves = [place(first), place(second)];

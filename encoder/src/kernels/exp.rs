@@ -1,7 +1,7 @@
 //! The exponential function, without a branch, so that the compiler makes vectors of it.
 
-/// eˣ with a relative error of at most 1.2e-7 where it is no subnormal number; below −87.3 it is 0, above 88.3 infinite.
-/// NaN stays NaN.
+/// eˣ with a relative error of at most 1.2e-7 where it is no subnormal number; below −87.3 it is 0, above 88.3
+/// infinite. NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // So that n, below, is the exponent of a normal number.

@@ -4,7 +4,8 @@ use super::exp::exp;
 use super::map;
 use crate::simd::{Any, wide};
 
-/// GELU by the error function, x·Φ(x), as PyTorch's `nn.GELU()`: within 3e-7 of it, and of 2e-7·|x| where |x| is larger.
+/// GELU by the error function, x·Φ(x), as PyTorch's `nn.GELU()`: within 3e-7 of it, and of 2e-7·|x| where |x| is
+/// larger.
 ///
 /// ```
 /// let mut x = [-1.0, 0.0, 2.0];

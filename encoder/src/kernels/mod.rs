@@ -1,7 +1,7 @@
 //! The vectorized pieces of an encoder, on slices in place, for graphs of your own too.
 //!
-//! They run in AVX-512 or AVX2, whichever the CPU has, with the same bits on both and on any other CPU: the order of all
-//! sums and the fused multiply-adds are fixed. A row's result depends on no other row.
+//! They run in AVX-512 or AVX2, whichever the CPU has, with the same bits on both and on any other CPU: the order of
+//! all sums and the fused multiply-adds are fixed. A row's result depends on no other row.
 
 // Lanes by their numbers are what the compiler makes vectors of; coefficients are as their sources have them.
 #![allow(clippy::needless_range_loop, clippy::excessive_precision)]
@@ -38,7 +38,8 @@ fn same(x: f32) -> f32 {
     x
 }
 
-/// Each value through `of`, in place: by whole lanes, as the compiler alone would leave short slices to one value at a time.
+/// Each value through `of`, in place: by whole lanes, as the compiler alone would leave short slices to one value at a
+/// time.
 #[inline(always)]
 fn map(values: &mut [f32], of: impl Fn(f32) -> f32) {
     let (chunks, tail) = values.as_chunks_mut::<LANES>();
@@ -70,8 +71,8 @@ fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// What the values add up to, each through `of` first: in twice as many sums as there are lanes, so that no step waits for
-/// the last.
+/// What the values add up to, each through `of` first: in twice as many sums as there are lanes, so that no step waits
+/// for the last.
 #[inline(always)]
 fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     const SUMS: usize = 2 * LANES;

@@ -20,8 +20,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// `c` = a · b, or that added to `c` where `add`: a `rows` × `depth`, b `depth` × `columns`, c with rows of `stride`. Each
-/// sum is taken in the order of the depth, whatever the tile: the depth in two calls gives the bits of one.
+/// `c` = a · b, or that added to `c` where `add`: a `rows` × `depth`, b `depth` × `columns`, c with rows of `stride`.
+/// Each sum is taken in the order of the depth, whatever the tile: the depth in two calls gives the bits of one.
 #[inline(always)]
 pub(super) fn multiply<S: Simd>(
     simd: S,

@@ -4,8 +4,8 @@ use super::exp::exp;
 use super::{LANES, add, fold, larger, map};
 use crate::simd::{Any, wide};
 
-/// Softmax of each row of `columns`, in place. Where `mask` is given, with one value for each column of all rows, columns
-/// with `false` count as −∞: they get 0, and so do rows with no column left. The relative error is
+/// Softmax of each row of `columns`, in place. Where `mask` is given, with one value for each column of all rows,
+/// columns with `false` count as −∞: they get 0, and so do rows with no column left. The relative error is
 /// at most 4e-6 for values that are up to 64 apart.
 ///
 /// ```

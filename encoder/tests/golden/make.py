@@ -15,7 +15,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel,
-    DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel, MPNetConfig, MPNetForSequenceClassification, MPNetModel,
+    DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel, MPNetConfig,
+    MPNetForSequenceClassification, MPNetModel,
     PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification, RobertaModel, XLMRobertaConfig,
     XLMRobertaForSequenceClassification, XLMRobertaModel,
 )
@@ -35,7 +36,8 @@ PAIRS = [
     ["", "a"],
     ["weather", "the cat sat on the mat " * 12],
 ]
-CORPUS = TEXTS + [text for pair in PAIRS for text in pair] + ["of in to and is it for on with as that this be by or from"]
+CORPUS = TEXTS + [text for pair in PAIRS for text in pair]
+CORPUS += ["of in to and is it for on with as that this be by or from"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
 
