@@ -60,6 +60,9 @@ fn reals(weight: &QuantizedWeight) -> Vec<f32> {
     rows.zip(parameters).flat_map(row).collect()
 }
 
+/// The number of the scale that an element of this row and column has.
+type ScaleOf<'a> = &'a dyn Fn(usize, usize) -> usize;
+
 #[test]
 fn int8_of_bitsandbytes_is_taken_over() {
     let (n, k) = (5, 12);
@@ -228,7 +231,7 @@ fn float8_is_multiplied_by_its_scales_of_all_rows_or_blocks() {
         let order: Vec<usize> = (0..n * k).map(|i| i * 89 % 127).collect(); // none is NaN
         let weight: Vec<u8> = order.iter().map(|&i| bytes[i]).collect();
         let blocks = [n.div_ceil(128), k.div_ceil(128)];
-        let shapes: [(Vec<usize>, &dyn Fn(usize, usize) -> usize); 5] = [
+        let shapes: [(Vec<usize>, ScaleOf); 5] = [
             (vec![], &|_, _| 0),
             (vec![1], &|_, _| 0),
             (vec![n], &|row, _| row),
@@ -375,7 +378,7 @@ fn int8_of_another_tool_that_is_left_out_is_taken_over_later() {
 fn an_int8_embedding_is_left_and_the_file_is_read() {
     let folder = folder("foreign-embedding");
     let table = tensor("embed_tokens.weight", Dtype::I8, &[50, 8], bytes_of(&int8(400)));
-    let report = quantized(&folder, &[table.clone()], &pytorch()).unwrap();
+    let report = quantized(&folder, std::slice::from_ref(&table), &pytorch()).unwrap();
     assert_eq!(report.layers[0].outcome, Err(Skipped::Embedding));
     let path = folder.join("out.safetensors");
     let file = ModelFile::open(&path).unwrap();
