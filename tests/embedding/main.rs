@@ -3,6 +3,7 @@
 mod bounds;
 mod errors;
 mod golden;
+mod modules;
 mod properties;
 mod reference;
 mod tables;

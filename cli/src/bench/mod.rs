@@ -14,6 +14,7 @@ mod profile;
 mod result;
 mod runner;
 mod shapes;
+mod tables;
 mod threads;
 
 use crate::stdio::{complain, print, say};
@@ -33,7 +34,7 @@ const OURS: &str = "fbgemm";
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Bench {
-    /// The layers of a well-known model; may be repeated [default: minilm, unless --shape or --model is given]
+    /// The layers of a well-known model, and dlrm's embedding tables; may be repeated [default: minilm, unless --shape or --model is given]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     preset: Vec<Preset>,
     /// A layer of your own, as 1536x384: outputs x inputs; may be repeated
@@ -102,14 +103,20 @@ pub fn run(arguments: &Bench) -> io::Result<Exit> {
             let share = 100.0 * interrupted;
             complain!("warning: other programs interrupted {share:.0}% of the samples; this machine is not at rest");
         }
-        let run = Run { machine: machine(&plan), limits, cases };
+        let tables = match arguments.preset.contains(&Preset::Dlrm) {
+            true => Some(tables::run(plan.repetitions, plan.quick).map_err(said(Exit::CheckFailed))?),
+            false => None,
+        };
+        let of_tables = tables.as_ref().map(tables::text).unwrap_or_default();
+        let tables = tables.map(|tables| tables.cases).unwrap_or_default();
+        let run = Run { machine: machine(&plan), limits, cases, tables };
         let advice = arguments.model.is_some().then(|| advice(&plan, &run.cases)).flatten();
         let printed = if arguments.json {
             say!("{}", output::json(&run, advice.as_ref()))
         } else if arguments.csv {
             print(format_args!("{}", output::csv(&run)))
         } else {
-            print(format_args!("{}", output::text(&run, advice.as_ref(), plan.quick)))
+            print(format_args!("{}{of_tables}", output::text(&run, advice.as_ref(), plan.quick)))
         };
         if let Some(folder) = &arguments.plot {
             for file in plot::draw(&run, folder).map_err(said(Exit::BadInput))? {

@@ -11,6 +11,9 @@ pub struct Run {
     pub limits: Limits,
     /// Every layer at every batch size and number of threads.
     pub cases: Vec<Case>,
+    /// Embedding tables, where a preset has them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<TableCase>,
 }
 
 /// The machine and the versions, as they stand in every output.
@@ -79,6 +82,36 @@ pub struct Case {
     pub limit_share: f64,
     /// "read" or "int8".
     pub limit: &'static str,
+}
+
+/// One embedding table's shape and one length of bags, by all contenders.
+#[derive(Debug, Clone, Serialize)]
+pub struct TableCase {
+    /// Rows of the table.
+    pub rows: usize,
+    /// Elements of a row.
+    pub dimension: usize,
+    /// Rows of a bag.
+    pub bag: usize,
+    /// Plain loops first, then a format each.
+    pub timings: Vec<TableTiming>,
+}
+
+/// A format's result, or that of plain loops.
+#[derive(Debug, Clone, Serialize)]
+pub struct TableTiming {
+    /// The format's name, or what else computed.
+    pub contender: String,
+    /// Bytes of a row.
+    pub row_bytes: usize,
+    /// Seconds for a row: the median.
+    pub median: f64,
+    /// The quartiles.
+    pub low: f64,
+    /// As above.
+    pub high: f64,
+    /// The time of touching such rows, over this one, for a table that is larger than the caches.
+    pub limit_share: Option<f64>,
 }
 
 /// A contender's result.

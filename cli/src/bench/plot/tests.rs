@@ -63,7 +63,8 @@ fn run(
         date: "2026-11-24".to_string(),
         cold: true,
     };
-    Run { machine, limits: Limits { read: Vec::new(), int8_per_second: 1e11, fp32_per_second: 5e10 }, cases }
+    let limits = Limits { read: Vec::new(), int8_per_second: 1e11, fp32_per_second: 5e10 };
+    Run { machine, limits, cases, tables: Vec::new() }
 }
 
 /// All drawings of a run.
