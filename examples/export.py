@@ -8,8 +8,8 @@ MODULE:CALLABLE is imported (from the current folder, too) and called without ar
 weights loaded. CHECKPOINT.pt is a module saved whole, by torch.save or torch.jit.save. STATE_DICT.pt is what
 state_dict() returned for a model of quantize_dynamic or another tool below, saved by torch.save. Or, from a program:
 
-    from export import Scheme, export
-    export(module, "model.safetensors", exclude=["classifier", "*.gate"], scheme=Scheme(per_channel=True))
+    from export import SCHEMES, export
+    export(module, "model.safetensors", exclude=["classifier", "*.gate"], scheme=SCHEMES["accurate"])
 
 Every nn.Linear is quantized, by default as torch.fbgemm_linear_quantize_weight does, except those that the patterns
 leave out: they are for whole dotted names, `*` stands for any text, dots included, and `?` for one character. Layers
@@ -53,7 +53,7 @@ from safetensors.torch import save_file
 
 # What the file's metadata says, in the crate's words.
 FORMAT_KEY, INPUT_KEY, FP16_KEY = "fbgemm_format", "input:", "fp16:"
-PER_TENSOR, PER_ROW, ATEN, REDUCED = "per_tensor", "per_row", "aten", " reduced"
+PER_TENSOR, PER_ROW, ATEN, REDUCED = "per_tensor", "per_row", "aten", " reduce_range"
 INPUTS = tuple(word + bits for word in (PER_TENSOR, PER_ROW, ATEN) for bits in ("", REDUCED))
 
 PARTS = ("weight", "scale", "zero_point", "col_offsets", "bias")
@@ -89,6 +89,15 @@ class Scheme(NamedTuple):
             raise ExportError(f"the input scheme {self.input!r} is none of {', '.join(INPUTS)}")
         if self.fp16 and self != Scheme(fp16=True):
             raise ExportError("weights in fp16 have no scales, bits or input schemes: leave the other options out")
+
+
+# The crate's presets, by the names that they have there.
+SCHEMES = {
+    "accurate": Scheme(per_channel=True, input=PER_ROW),
+    "portable": Scheme(per_channel=True, seven_bits=True, input=PER_ROW),
+    "pytorch": Scheme(),
+    "fp16": Scheme(fp16=True),
+}
 
 
 class Layer(NamedTuple):
@@ -738,18 +747,23 @@ def main():
     parser.add_argument("out", metavar="OUT.safetensors")
     parser.add_argument("--include", metavar="PATTERN", action="append", default=[], help="only layers that match one")
     parser.add_argument("--exclude", metavar="PATTERN", action="append", default=[], help="no layers that match one")
-    parser.add_argument("--per-channel", action="store_true", help="a scale for each output, not one for all")
+    parser.add_argument("--scheme", choices=SCHEMES, default="pytorch", help="accurate (a scale for each output and "
+                        "each row), portable (the same with weights of seven bits: the same answer on every CPU), "
+                        "pytorch (as its fbgemm operations; the default), or fp16")
+    parser.add_argument("--per-channel", action="store_true", help="a scale for each output, whatever the scheme has")
     parser.add_argument("--symmetric", action="store_true", help="zero points of 0 for the weights")
     parser.add_argument("--seven-bits", action="store_true", help="for the weights: the same bits on every CPU")
-    parser.add_argument("--input-scheme", metavar="SCHEME", default=PER_TENSOR, help=f"for inputs: {', '.join(INPUTS)}")
-    parser.add_argument("--fp16", action="store_true", help="weights in fp16, not in int8")
+    parser.add_argument("--input-scheme", metavar="SCHEME", help=f"for inputs: {', '.join(INPUTS)}")
+    parser.add_argument("--fp16", action="store_true", help="the same as --scheme fp16")
     parser.add_argument("--only-quantized", action="store_true", help="layers in float stay so")
     parser.add_argument("--example", metavar="MODULE:NAME", help="arguments for the model, to compare outputs with: a "
                         "tensor, a tuple, a dict of named ones, or what gives one when called")
     parser.add_argument("--trust-pickle", action="store_true", help="load a file that may run code")
     parser.add_argument("--state-dict", action="store_true", help="load the state dict of a quantized model")
     args = parser.parse_args()
-    scheme = Scheme(args.per_channel, args.symmetric, args.seven_bits, args.input_scheme, args.fp16)
+    preset = SCHEMES[args.scheme]
+    scheme = Scheme(preset.per_channel or args.per_channel, args.symmetric, preset.seven_bits or args.seven_bits,
+                    args.input_scheme or preset.input, preset.fp16 or args.fp16)
     try:
         model = (load_state_dict if args.state_dict else load)(args.source, args.trust_pickle)
         example = None if args.example is None else imported(args.example)

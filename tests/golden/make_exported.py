@@ -44,7 +44,7 @@ SCHEMES = {
     "per-channel": {"per_channel": True},
     "symmetric": {"symmetric": True},
     "seven-bits": {"seven_bits": True, "input": "per_row"},
-    "all": {"per_channel": True, "symmetric": True, "seven_bits": True, "input": "per_row reduced"},
+    "all": {"per_channel": True, "symmetric": True, "seven_bits": True, "input": "per_row reduce_range"},
     "fp16": {"fp16": True},
 }
 ISAS = ("AVX2", "AVX512", "AVX512_E1")
@@ -144,7 +144,7 @@ def make_dynamic():
         zero_points = stored[f"{name}.zero_point"]
         assert (zero_points != 0).any() == (name in ("pooler", "encoder.layer.0.intermediate")), (name, zero_points)
     with safe_open(DYNAMIC, "pt") as file:
-        assert file.metadata() == {"fbgemm_format": "2"} | {f"input:{name}": "aten reduced" for name in scales}
+        assert file.metadata() == {"fbgemm_format": "2"} | {f"input:{name}": "aten reduce_range" for name in scales}
     print(f"dynamic.safetensors: scales {scales}")
 
 

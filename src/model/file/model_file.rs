@@ -35,7 +35,8 @@ pub struct ModelFile<'a> {
 
 impl ModelFile<'static> {
     /// Opens a safetensors file, a sharded model (its index, `model.safetensors.index.json`, or its folder), or what can
-    /// only be read once, such as a pipe. Tensors are read when asked for; a regular file stays open.
+    /// only be read once, such as a pipe. Tensors are read when asked for; a regular file stays open,
+    /// unless it is one of more than 100.
     ///
     /// ```no_run
     /// let file = fbgemm::ModelFile::open("all-MiniLM-L6-v2")?; // the folder, or the file in it

@@ -10,6 +10,9 @@ pub(crate) const SHARD_KEY: &str = "fbgemm_shard";
 /// The file's name that libraries look for, if a model is one file; and, with `.index.json` behind it, its index's.
 pub(crate) const MODEL: &str = "model.safetensors";
 
+/// Of more files than these none stays open: systems allow a process some thousand.
+const MOST_OPEN: usize = 100;
+
 /// One file of a model.
 pub(crate) struct Shard<'a> {
     pub(crate) source: Source<'a>,
@@ -38,7 +41,7 @@ pub(crate) fn resolve(path: &Path) -> Result<(Vec<Shard<'static>>, Option<Vec<St
         return resolve_index(path);
     }
     let path = path.to_path_buf();
-    Ok((vec![Shard { source: Source::open(&path)?, path: Some(path) }], None))
+    Ok((vec![Shard { source: Source::open(&path, true)?, path: Some(path) }], None))
 }
 
 /// Whether a path is that of an index of shards, by its name.
@@ -114,9 +117,10 @@ fn open_all(folder: &Path, names: BTreeSet<String>) -> Result<Vec<Shard<'static>
     if !missing.is_empty() {
         return Err(Error::MissingShards { of: names.len(), missing: missing.join(", ") });
     }
+    let keep_open = names.len() <= MOST_OPEN;
     let open = |name: String| {
         let path = folder.join(name);
-        Ok(Shard { source: Source::open(&path)?, path: Some(path) })
+        Ok(Shard { source: Source::open(&path, keep_open)?, path: Some(path) })
     };
     names.into_iter().map(open).collect()
 }

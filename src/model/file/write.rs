@@ -224,7 +224,7 @@ fn write_shards(
         outputs.push(output);
     }
     // Whatever is written can be read: found out before anything is replaced.
-    let again = |output: &Output| Ok(Shard { source: Source::open(output.spooled())?, path: None });
+    let again = |output: &Output| Ok(Shard { source: Source::open(output.spooled(), false)?, path: None });
     ModelFile::of(outputs.iter().map(again).collect::<Result<_>>()?, false)?;
     let index = match index {
         None => None,
