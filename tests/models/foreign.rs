@@ -371,7 +371,7 @@ fn int8_of_another_tool_that_is_left_out_is_taken_over_later() {
     let before = ModelFile::open(&first).unwrap();
     assert_eq!(file.portable("y").unwrap(), before.portable("y").unwrap());
     let error = quantize(&second, &first, &pytorch()).unwrap_err().to_string();
-    assert!(error.contains("2 are quantized already"), "{error}");
+    assert!(error.contains("all 2 layers are quantized already"), "{error}");
 }
 
 #[test]

@@ -272,7 +272,7 @@ fn shards_are_read_and_written_by_the_command() {
     let said = "out-00002-of-00003.safetensors is one of several files of a model (its name says 2 of 3)";
     assert!(stderr(&shard).contains(said), "{}", stderr(&shard));
     let again = within(&folder, &["quantize", "out.safetensors.index.json", "again"]);
-    assert!(stderr(&again).contains("3 are quantized already"), "{}", stderr(&again));
+    assert!(stderr(&again).contains("all 3 layers are quantized already"), "{}", stderr(&again));
 }
 
 #[test]
