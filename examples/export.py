@@ -23,8 +23,9 @@ that are quantized already are taken as they are, whatever the patterns and the 
 A weight in float8 with its scale beside it (`weight_scale` or `weight_scale_inv`, by which it is multiplied; one, one
 for each output, or one for each block of 128 x 128) is made float and quantized as a float layer is. All else is stored
 as in an fp32 checkpoint. Embeddings (nn.Embedding, nn.EmbeddingBag) are so too, unless --embeddings says how many bits
-they get; torch.ao.nn.quantized.Embedding and EmbeddingBag, in 8 and 4 bits, keep theirs. A state dict alone does not tell
-which of its tensors are linear layers: there, those that are quantized already are taken, and all of them for linear ones.
+they get; torch.ao.nn.quantized.Embedding and EmbeddingBag, in 8 and 4 bits, keep theirs. A state dict alone does not
+tell which of its tensors are linear layers: there, those that are quantized already are taken, and all of them for
+linear ones.
 
 An embedding `x` in 8, 4 or 2 bits is `x.weight` (U8, [rows, bytes of a row], as embedding_bag_byte_prepack lays them
 out), and the metadata has `embedding:x`; one in fp16 is `x.weight` (F16).
