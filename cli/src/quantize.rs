@@ -20,8 +20,8 @@ pub struct Quantize {
     /// The file to write (`-`: standard output); it appears whole or not at all
     #[arg(required_unless_present = "dry_run")]
     output: Option<PathBuf>,
-    /// How to quantize, by name: accurate (a scale for each output and each row), portable (the same with weights of seven
-    /// bits, for the same answer on every CPU), pytorch (as fbgemm_linear_int8_weight, bit for bit), fp16
+    /// How to quantize, by name: accurate (a scale for each output and each row), portable (the same with weights of
+    /// seven bits, for the same answer on every CPU), pytorch (as fbgemm_linear_int8_weight, bit for bit), fp16
     #[arg(long, value_name = "NAME", default_value = "pytorch")]
     scheme: LinearScheme,
     /// Only layers whose name matches (`*`: any text, `?`: one character); this and the other patterns may be repeated
@@ -213,10 +213,8 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
         return Ok(Exit::Done);
     }
     print(format_args!("{report}"))?;
-    say!(
-        "\nMB: of the file. Error: of the weight, relative. To zero: weights that became 0. Saturating: pairs of weights"
-    )?;
-    say!("that can leave 16 bits on CPUs without VNNI.")?;
+    say!("\nMB: of the file. Error: of the weight, relative. To zero: weights that became 0. Saturating: pairs of")?;
+    say!("weights that can leave 16 bits on CPUs without VNNI.")?;
     match (output, after) {
         (Some(path), Some(after)) => {
             let (before, after, files) = (before as f64 / 1e6, after as f64 / 1e6, report.files.len());

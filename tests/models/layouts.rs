@@ -1,4 +1,5 @@
-//! Checkpoints of other layouts than `x.weight` as [out, in]: transposed, without `weight` in their names, tied, prefixed.
+//! Checkpoints of other layouts than `x.weight` as [out, in]: transposed, without `weight` in their names, tied,
+//! prefixed.
 
 use crate::{Tensor, f32s, floats, folder, pytorch, quantize, serialize, store, tensor, tensors_of};
 use fbgemm::{
@@ -314,8 +315,8 @@ fn a_config_beside_the_file_tells_tables_from_layers() {
     }
 }
 
-/// Every safetensors file of the tests' own, and made-up ones of all kinds: what is written is read, layer by layer, and
-/// has nothing more to quantize.
+/// Every safetensors file of the tests' own, and made-up ones of all kinds: what is written is read, layer by layer,
+/// and has nothing more to quantize.
 #[test]
 fn whatever_is_written_is_read_and_is_quantized_already() {
     let folder = folder("written-is-read");

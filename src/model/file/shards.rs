@@ -31,8 +31,8 @@ pub(crate) struct Index {
 /// The files of the model at `path`, and, where there is an index, the names of all their tensors.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::MissingShards`]; [`Error::InvalidFile`] for an index that can't be read or a folder without one
-/// model.
+/// [`Error::Io`]; [`Error::MissingShards`]; [`Error::InvalidFile`] for an index that can't be read or a folder without
+/// one model.
 pub(crate) fn resolve(path: &Path) -> Result<(Vec<Shard<'static>>, Option<Vec<String>>)> {
     if path.is_dir() {
         return resolve_folder(path);
@@ -125,8 +125,8 @@ fn open_all(folder: &Path, names: BTreeSet<String>) -> Result<Vec<Shard<'static>
     names.into_iter().map(open).collect()
 }
 
-/// `NAME-00001-of-00003.safetensors` as its parts: everything before the numbers, the number, of how many, and the rest.
-/// What comes before the numbers may also end in `_` or a dot, and the rest be nothing.
+/// `NAME-00001-of-00003.safetensors` as its parts: everything before the numbers, the number, of how many, and the
+/// rest. What comes before the numbers may also end in `_` or a dot, and the rest be nothing.
 fn parts(name: &str) -> Option<(&str, usize, usize, &str)> {
     let (before, after) = name.rsplit_once("-of-")?;
     let stem = before.trim_end_matches(|c: char| c.is_ascii_digit());

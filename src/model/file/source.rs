@@ -1,6 +1,7 @@
 //! Where a file's bytes come from: memory, or a file that is read piece by piece, when its bytes are asked for.
 //!
-//! Files are read and not mapped: one that is cut short meanwhile is then an error and not a signal that ends the process.
+//! Files are read and not mapped: one that is cut short meanwhile is then an error and not a signal that ends the
+//! process.
 
 use crate::error::{Error, Result};
 use crate::ffi::scratch::zeroed;
@@ -25,8 +26,8 @@ pub(crate) enum Source<'a> {
 }
 
 impl Source<'static> {
-    /// Opens a file, and keeps it open unless it is one of very many, which a process may not have open all at once. What
-    /// is no regular file, a pipe for one, is read to its end.
+    /// Opens a file, and keeps it open unless it is one of very many, which a process may not have open all at once.
+    /// What is no regular file, a pipe for one, is read to its end.
     ///
     /// # Errors
     /// [`Error::Io`].

@@ -89,7 +89,8 @@ pub(crate) struct Target<'a> {
 }
 
 /// Writes all parts to a file, or to shards with an index, which is written last. Each appears whole or not at all, and
-/// not before all of them have been read again. `done` is told the number of parts written, and may stop it. Gives the files' paths.
+/// not before all of them have been read again. `done` is told the number of parts written, and may stop it. Gives the
+/// files' paths.
 pub(crate) fn write(
     parts: Vec<Part>,
     metadata: BTreeMap<String, String>,
