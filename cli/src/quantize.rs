@@ -167,9 +167,6 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
     if to_stdout && (io::stdout().is_terminal() || arguments.json || arguments.max_shard_size.is_some()) {
         return refuse("standard output takes one file: not a terminal, no --json, no --max-shard-size".to_string());
     }
-    let spool = if to_stdout { Some(tempfile::NamedTempFile::new()?) } else { None };
-    let path = spool.as_ref().map(tempfile::NamedTempFile::path).or(output);
-
     let style = ProgressStyle::with_template("quantizing {bar:30} {pos}/{len} tensors").expect("a fixed template");
     let bar = ProgressBar::new(0).with_style(style);
     let input = &arguments.input;
@@ -177,7 +174,9 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
         Ok(file) => file,
         Err(e) => return refuse(about(input, &e)),
     };
-    let stopped = interrupt::Flag::new();
+    let stopped = interrupt::Flag::new(); // before the first temporary file
+    let spool = if to_stdout { Some(tempfile::NamedTempFile::new()?) } else { None };
+    let path = spool.as_ref().map(tempfile::NamedTempFile::path).or(output);
     let is_file = path.and_then(|path| path.metadata().ok()).is_none_or(|there| there.is_file());
     let report = quantize_checkpoint(&file, &options, path, &mut |done, total| {
         bar.set_length(total as u64);
