@@ -8,8 +8,8 @@ MODULE:CALLABLE is imported (from the current folder, too) and called without ar
 weights loaded. CHECKPOINT.pt is a module saved whole, by torch.save or torch.jit.save. STATE_DICT.pt is what
 state_dict() returned for a model of quantize_dynamic or another tool below, saved by torch.save. Or, from a program:
 
-    from export import Scheme, export
-    export(module, "model.safetensors", exclude=["classifier", "*.gate"], scheme=Scheme(per_channel=True))
+    from export import SCHEMES, export
+    export(module, "model.safetensors", exclude=["classifier", "*.gate"], scheme=SCHEMES["accurate"])
 
 Every nn.Linear is quantized, by default as torch.fbgemm_linear_quantize_weight does, except those that the patterns
 leave out: they are for whole dotted names, `*` stands for any text, dots included, and `?` for one character. Layers
@@ -22,8 +22,13 @@ that are quantized already are taken as they are, whatever the patterns and the 
 
 A weight in float8 with its scale beside it (`weight_scale` or `weight_scale_inv`, by which it is multiplied; one, one
 for each output, or one for each block of 128 x 128) is made float and quantized as a float layer is. All else is stored
-as in an fp32 checkpoint, embeddings (nn.Embedding, nn.EmbeddingBag) among it. A state dict alone does not tell which of
-its tensors are linear layers: there, those that are quantized already are taken, and all of them for linear ones.
+as in an fp32 checkpoint. Embeddings (nn.Embedding, nn.EmbeddingBag) are so too, unless --embeddings says how many bits
+they get; torch.ao.nn.quantized.Embedding and EmbeddingBag, in 8 and 4 bits, keep theirs. A state dict alone does not
+tell which of its tensors are linear layers: there, those that are quantized already are taken, and all of them for
+linear ones.
+
+An embedding `x` in 8, 4 or 2 bits is `x.weight` (U8, [rows, bytes of a row], as embedding_bag_byte_prepack lays them
+out), and the metadata has `embedding:x`; one in fp16 is `x.weight` (F16).
 
 The layer `x` in int8 is `x.weight` (I8, [out_features, in_features]), `x.scale` (F32, [1], or [out_features] where each
 output has its own), `x.zero_point` (I32, as many), `x.col_offsets` (I32, [out_features]) and, if it has one, `x.bias`
@@ -52,8 +57,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 # What the file's metadata says, in the crate's words.
-FORMAT_KEY, INPUT_KEY, FP16_KEY = "fbgemm_format", "input:", "fp16:"
-PER_TENSOR, PER_ROW, ATEN, REDUCED = "per_tensor", "per_row", "aten", " reduced"
+FORMAT_KEY, INPUT_KEY, FP16_KEY, EMBEDDING_KEY = "fbgemm_format", "input:", "fp16:", "embedding:"
+PER_TENSOR, PER_ROW, ATEN, REDUCED = "per_tensor", "per_row", "aten", " reduce_range"
 INPUTS = tuple(word + bits for word in (PER_TENSOR, PER_ROW, ATEN) for bits in ("", REDUCED))
 
 PARTS = ("weight", "scale", "zero_point", "col_offsets", "bias")
@@ -63,6 +68,10 @@ DYNAMIC_VERSION = 4  # of their state, the newest: from it on, inputs have 7 bit
 PACKED = "_packed_params._packed_params"
 DYNAMIC_STATE = ("scale", "zero_point", "_packed_params.dtype", PACKED)  # scale and zero_point mean nothing in it
 OTHER_INT8 = tuple(f"torch.{nn}.{kind}" for nn in ("ao.nn", "nn") for kind in ("quantized.", "intrinsic.quantized."))
+EMBEDDINGS = {"8": "int8", "4": "int4", "2": "int2", "fp16": "fp16"}  # --embeddings, and the crate's words
+PER_BYTE = {"int8": 1, "int4": 2, "int2": 4}
+OF_TABLES = "torch.ao.nn.quantized.modules.embedding_ops."
+PACKED_TABLE = ("_packed_params.dtype", "_packed_params._packed_weight")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FLOAT8 = tuple(getattr(torch, name) for name in dir(torch) if re.fullmatch(r"float8_e\dm\d\w*", name))
 SCALES = ("SCB", "weight_scale", "weight_scale_inv")  # of other tools, beside a weight in int8 or float8
@@ -91,6 +100,15 @@ class Scheme(NamedTuple):
             raise ExportError("weights in fp16 have no scales, bits or input schemes: leave the other options out")
 
 
+# The crate's presets, by the names that they have there.
+SCHEMES = {
+    "accurate": Scheme(per_channel=True, input=PER_ROW),
+    "portable": Scheme(per_channel=True, seven_bits=True, input=PER_ROW),
+    "pytorch": Scheme(),
+    "fp16": Scheme(fp16=True),
+}
+
+
 class Layer(NamedTuple):
     """A linear layer as it is stored: `parts` by name, and how its input is quantized, or None for one in fp16."""
 
@@ -98,20 +116,34 @@ class Layer(NamedTuple):
     input: str | None
 
 
-def export(model, path, include=(), exclude=(), scheme=Scheme(), only_quantized=False, example=None):
+class Table(NamedTuple):
+    """An embedding as it is stored: its rows, and the crate's word for its format."""
+
+    weight: torch.Tensor
+    format: str
+
+
+def export(
+    model, path, include=(), exclude=(), scheme=Scheme(), only_quantized=False, example=None, embeddings=None
+):
     """Writes `model`, a module or a state dict, to `path`, which appears whole or not at all, and prints what became
-    of each layer. `only_quantized`: layers in float stay so. `example`: the model's arguments (a tensor, a tuple, or a
+    of each layer. `only_quantized`: layers in float stay so. `embeddings`: what those in float become ("8", "4", "2"
+    bits, or "fp16"), if not left. `example`: the model's arguments (a tensor, a tuple, or a
     dict of named ones), with which to compare its outputs with those of what was written."""
     scheme.check()
+    if embeddings is not None and embeddings not in EMBEDDINGS:
+        raise ExportError(f"embeddings can be stored in {', '.join(EMBEDDINGS)}, not in {embeddings!r}")
     is_module = isinstance(model, torch.nn.Module)
     if example is not None and (not is_module or isinstance(model, torch.jit.ScriptModule)):
         raise ExportError(f"a {type(model).__name__} can't be compared with what is written: leave the example out")
+    if example is not None and embeddings is not None:
+        raise ExportError("only linear layers are compared with what is written: leave the example or embeddings out")
     state = dict(model.state_dict()) if is_module else dict(model)
     # A layer used twice is there under both names.
     modules = dict(model.named_modules(remove_duplicate=False)) if is_module else {}
     taken, rows = find_quantized(model, state, modules, scheme), []
     layers, before = {}, 0
-    for name, why, read in choose(state, modules, taken, include, exclude, scheme, only_quantized):
+    for name, why, read in choose(state, modules, taken, include, exclude, scheme, only_quantized, embeddings):
         shown = name or "(the module)"
         if read is None:
             rows.append(row(shown, weight_of(name, modules, state), why))
@@ -126,13 +158,25 @@ def export(model, path, include=(), exclude=(), scheme=Scheme(), only_quantized=
         replaced = forget(name, state, rows, name in taken)
         before += sum(map(size, layer.parts.values() if name in taken else replaced))
         layers[name] = layer
-    if not layers and not is_module:
+    tables = {}
+    for name, module in modules.items():
+        table = read_table(name, module, state, None if only_quantized else embeddings, include, exclude)
+        if table is not None:
+            already = not is_table(module)
+            before += size(table.weight if already else state[join(name, "weight")])
+            for part in PACKED_TABLE if already else ("weight",):
+                state.pop(join(name, part), None)
+            why = f"{table.format} already" if already else f"quantized to {table.format}"
+            rows.append(row(name or "(the module)", table.weight, why))
+            tables[name] = table
+    if not layers and not tables and not is_module:
         raise ExportError("nothing to export: the state dict has no layer that is quantized already; give the module")
-    if not layers:
+    if not layers and not tables:
         count = sum(map(is_linear, modules.values()))
         raise ExportError(f"nothing to export: of {count} linear layers none would be quantized")
 
     tensors = {join(name, part): tensor for name, layer in layers.items() for part, tensor in layer.parts.items()}
+    tensors |= {join(name, "weight"): table.weight for name, table in tables.items()}
     for key, tensor in plain_tensors(state, rows):
         if key in tensors:
             raise ExportError(f"two tensors have the name {key}: one of the model's, and one of a quantized layer")
@@ -143,7 +187,7 @@ def export(model, path, include=(), exclude=(), scheme=Scheme(), only_quantized=
             where = f" ({class_names(modules[owner])[0]})" if owner in modules else ""
             rows.append(row(key, tensor, f"no nn.Linear{where}" if modules else "no quantized layer"))
     compared = None if example is None else compare(model, layers, example)
-    write(tensors, metadata(layers), os.fspath(path))
+    write(tensors, metadata(layers, tables), os.fspath(path))
     print_table(rows, before, sum(map(size, tensors.values())))
     if compared is not None:
         print(compared)
@@ -179,16 +223,20 @@ def find_scaled(state, dtypes):
     return found
 
 
-def choose(state, modules, taken, include, exclude, scheme, only_quantized):
+def choose(state, modules, taken, include, exclude, scheme, only_quantized, embeddings):
     """For each linear layer: its name, what becomes of it, and what reads it, or None if it stays as it is."""
     names = [name for name, module in modules.items() if name in taken or is_linear(module)]
     float8 = find_scaled(state, FLOAT8)
+    names += [name for name, module in modules.items() if embeddings and is_table(module)]
     names += [name for name in [*taken, *([] if modules else float8)] if name not in names]
     include, exclude = ([patterns] if isinstance(patterns, str) else list(patterns) for patterns in (include, exclude))
     for pattern in include + exclude:
         if not any(matches(pattern, name) for name in names):
-            raise ExportError(f"the pattern {pattern!r} matches no linear layer")
+            of = "layer" if embeddings else "linear layer"
+            raise ExportError(f"the pattern {pattern!r} matches no {of}")
     for name in names:
+        if is_table(modules.get(name)):
+            continue
         if name in taken:
             yield name, *taken[name]
         elif only_quantized:
@@ -245,6 +293,46 @@ def plain_tensors(state, rows):
         yield key, tensor
 
 
+def is_table(module):
+    return isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))
+
+
+def read_table(name, module, state, embeddings, include, exclude):
+    """An embedding in fewer bits, or None for what stays, or is no embedding."""
+    shown = name or "(the module)"
+    if class_names(module)[0] in (OF_TABLES + "Embedding", OF_TABLES + "EmbeddingBag"):
+        return unpack_table(shown, module.weight())
+    patterns = [[patterns] if isinstance(patterns, str) else list(patterns) for patterns in (include, exclude)]
+    chosen = not patterns[0] or any(matches(pattern, name) for pattern in patterns[0])
+    chosen = chosen and not any(matches(pattern, name) for pattern in patterns[1])
+    if embeddings is None or not chosen or not is_table(module):
+        return None
+    weight, format = state.get(join(name, "weight")), EMBEDDINGS[embeddings]
+    if weight is None or not has_data(weight) or weight.dtype not in FLOATS:
+        raise ExportError(f"embedding {shown}: its weight is no plain float tensor with data")
+    weight = weight.detach().to("cpu", torch.float32).contiguous()
+    if not weight.isfinite().all():
+        raise ExportError(f"embedding {shown}: its weight has NaN or infinity")
+    if weight.shape[1] % PER_BYTE.get(format, 1):
+        raise ExportError(f"embedding {shown}: rows of {weight.shape[1]} are no whole bytes in {format}")
+    if format == "fp16":
+        return Table(weight.half(), format)
+    operation = {"int8": "embedding_bag_byte_prepack"}.get(format, f"embedding_bag_{embeddings}bit_prepack")
+    return Table(getattr(torch.ops.quantized, operation)(weight), format)
+
+
+def unpack_table(shown, weight):
+    """The rows of PyTorch's own quantized embedding, its scales and biases as its operator computes them."""
+    format = {torch.quint8: "int8", torch.quint4x2: "int4"}.get(weight.dtype)
+    if format is None:
+        raise ExportError(f"embedding {shown}: its weight is {weight.dtype}, not torch.quint8 or torch.quint4x2")
+    count, scale = weight.shape[0], weight.q_per_channel_scales().float()
+    bias = weight.q_per_channel_zero_points().float() * scale * -1
+    about = torch.stack([scale, bias], 1).to(torch.float32 if format == "int8" else torch.float16)
+    elements = weight.int_repr().view(torch.uint8).reshape(count, -1)
+    return Table(torch.cat([elements, about.contiguous().view(torch.uint8)], 1), format)
+
+
 def find_dynamic(modules):
     """Weight, bias and version of the layers that quantize_dynamic made, by name."""
     found = {}
@@ -256,6 +344,8 @@ def find_dynamic(modules):
                 weight, bias = torch.ops.quantized.linear_unpack(layer._packed_params._packed_params)
             found[name] = (weight, bias, dynamic_version(name, layer) if weight.is_quantized else None)
         elif name.rpartition(".")[0] in found and kinds[0].endswith(".LinearPackedParams"):
+            continue
+        elif kinds[0].startswith(OF_TABLES):
             continue
         elif any(kind.startswith(OTHER_INT8) and "functional_modules" not in kind for kind in kinds):
             raise ExportError(
@@ -614,12 +704,14 @@ def outputs_of(model, example):
     return found
 
 
-def metadata(layers):
-    """What the file says of itself. Version 2 has more than one scale, or such inputs or weights."""
+def metadata(layers, tables):
+    """What the file says of itself. Version 2 has more than one scale, or such inputs or weights; 3 embeddings."""
     said = {INPUT_KEY + name: layer.input for name, layer in layers.items() if layer.input not in (None, PER_TENSOR)}
     said |= {FP16_KEY + name: "1" for name, layer in layers.items() if layer.input is None}
     scales = [layer.parts["scale"] for layer in layers.values() if layer.input is not None]
-    return {FORMAT_KEY: "2" if said or any(scale.numel() > 1 for scale in scales) else "1"} | said
+    version = "2" if said or any(scale.numel() > 1 for scale in scales) else "1"
+    quantized = {EMBEDDING_KEY + name: table.format for name, table in tables.items() if table.format in PER_BYTE}
+    return {FORMAT_KEY: "3" if quantized else version} | said | quantized
 
 
 def write(tensors, metadata, path):
@@ -738,23 +830,29 @@ def main():
     parser.add_argument("out", metavar="OUT.safetensors")
     parser.add_argument("--include", metavar="PATTERN", action="append", default=[], help="only layers that match one")
     parser.add_argument("--exclude", metavar="PATTERN", action="append", default=[], help="no layers that match one")
-    parser.add_argument("--per-channel", action="store_true", help="a scale for each output, not one for all")
+    parser.add_argument("--scheme", choices=SCHEMES, default="pytorch", help="accurate (a scale for each output and "
+                        "each row), portable (the same with weights of seven bits: the same answer on every CPU), "
+                        "pytorch (as its fbgemm operations; the default), or fp16")
+    parser.add_argument("--per-channel", action="store_true", help="a scale for each output, whatever the scheme has")
     parser.add_argument("--symmetric", action="store_true", help="zero points of 0 for the weights")
     parser.add_argument("--seven-bits", action="store_true", help="for the weights: the same bits on every CPU")
-    parser.add_argument("--input-scheme", metavar="SCHEME", default=PER_TENSOR, help=f"for inputs: {', '.join(INPUTS)}")
-    parser.add_argument("--fp16", action="store_true", help="weights in fp16, not in int8")
+    parser.add_argument("--input-scheme", metavar="SCHEME", help=f"for inputs: {', '.join(INPUTS)}")
+    parser.add_argument("--fp16", action="store_true", help="the same as --scheme fp16")
+    parser.add_argument("--embeddings", choices=EMBEDDINGS, help="bits of those in float, or fp16; else they stay")
     parser.add_argument("--only-quantized", action="store_true", help="layers in float stay so")
     parser.add_argument("--example", metavar="MODULE:NAME", help="arguments for the model, to compare outputs with: a "
                         "tensor, a tuple, a dict of named ones, or what gives one when called")
     parser.add_argument("--trust-pickle", action="store_true", help="load a file that may run code")
     parser.add_argument("--state-dict", action="store_true", help="load the state dict of a quantized model")
     args = parser.parse_args()
-    scheme = Scheme(args.per_channel, args.symmetric, args.seven_bits, args.input_scheme, args.fp16)
+    preset = SCHEMES[args.scheme]
+    scheme = Scheme(preset.per_channel or args.per_channel, args.symmetric, preset.seven_bits or args.seven_bits,
+                    args.input_scheme or preset.input, preset.fp16 or args.fp16)
     try:
         model = (load_state_dict if args.state_dict else load)(args.source, args.trust_pickle)
         example = None if args.example is None else imported(args.example)
         example = example() if callable(example) else example
-        export(model, args.out, args.include, args.exclude, scheme, args.only_quantized, example)
+        export(model, args.out, args.include, args.exclude, scheme, args.only_quantized, example, args.embeddings)
     except (ExportError, OSError, SafetensorError) as e:
         parser.exit(2, f"error: {e}\n")
 

@@ -1,8 +1,11 @@
-//! What examples/export.py writes, beyond the models of the other tests: other schemes, and layers that came in fp16.
+//! What examples/export.py writes, beyond the models of the other tests: other schemes, layers that came in fp16, and
+//! embeddings.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
-use fbgemm::{InputScheme, Isa, ModelFile, WeightScheme, pack_matrix_fp16, quantize_weight_as};
+use fbgemm::{
+    EmbeddingFormat, InputScheme, Isa, ModelFile, WeightScheme, pack_embedding, pack_matrix_fp16, quantize_weight_as,
+};
 use std::path::Path;
 
 fn stored(name: &str) -> Vec<u8> {
@@ -66,5 +69,39 @@ fn the_scripts_schemes_quantize_as_this_crate_does() {
         let (shape, weight) = floats.tensor_f32(&full).unwrap();
         let expected = pack_matrix_fp16(&weight, shape[0], shape[1]).unwrap().unpack().unwrap();
         assert_eq!(bits(&file.tensor_f32(&full).unwrap().1), bits(&expected), "{name}");
+    }
+}
+
+#[test]
+fn pytorchs_own_quantized_embeddings_look_up_its_bits() {
+    let (file, outputs) = (stored("embeddings-quantized"), stored("embeddings-outputs"));
+    let (file, outputs) = (ModelFile::parse(&file).unwrap(), ModelFile::parse(&outputs).unwrap());
+    assert!(file.embedding_tables().eq(["bag", "small", "word"]));
+    for (name, format) in
+        [("bag", EmbeddingFormat::Int8), ("small", EmbeddingFormat::Int4), ("word", EmbeddingFormat::Int8)]
+    {
+        let (shape, expected) = outputs.tensor_f32(name).unwrap();
+        let embedding = file.embedding(name).unwrap();
+        assert_eq!((embedding.rows(), embedding.dimension()), (shape[0], shape[1]), "{name}");
+        assert_eq!(embedding.table().unwrap().format(), format, "{name}");
+        let indices: Vec<i64> = (0..shape[0] as i64).collect();
+        assert_eq!(bits(&embedding.forward(&indices).unwrap()), bits(&expected), "{name}");
+    }
+}
+
+#[test]
+fn the_script_packs_embeddings_as_this_crate_does() {
+    let outputs = stored("embeddings-outputs");
+    let (shape, weight) = ModelFile::parse(&outputs).unwrap().tensor_f32("float").unwrap();
+    for (name, format) in [
+        ("8", EmbeddingFormat::Int8),
+        ("4", EmbeddingFormat::Int4),
+        ("2", EmbeddingFormat::Int2),
+        ("fp16", EmbeddingFormat::Fp16),
+    ] {
+        let file = stored(&format!("embeddings-{name}"));
+        let table = ModelFile::parse(&file).unwrap().embedding_table("table").unwrap();
+        let expected = pack_embedding(&weight, shape[0], shape[1], format).unwrap();
+        assert_eq!((table.format(), table.bytes()), (format, expected.bytes()));
     }
 }

@@ -67,7 +67,8 @@ fn describe(file: &ModelFile, as_json: bool) -> fbgemm::Result<String> {
         let layers = layers.iter().map(|(name, bias, saturating, layer)| {
             let w = layer.weight();
             json!({"layer": name, "out_features": w.out_features(), "in_features": w.in_features(),
-                "scales": w.scales(), "zero_points": w.zero_points(), "input": layer.input_scheme().to_string(), "bias": bias, "saturating_share": saturating})
+                "scales": w.scales(), "zero_points": w.zero_points(), "input": layer.input_scheme().to_string(), "bias": bias,
+                "saturating_share": saturating})
         });
         let others = others.iter().map(
             |(name, (dtype, shape, bytes))| json!({"tensor": name, "dtype": dtype, "shape": shape, "bytes": bytes}),

@@ -52,8 +52,8 @@ enum Subcommands {
     /// Quantize a checkpoint's linear layers, and store it
     ///
     /// A matrix named `LAYER.weight` counts as a linear layer's by its bias, the words of its name, and what the
-    /// config.json beside it says; the report tells what spoke for each, and options say otherwise. Embeddings, norms and
-    /// all else stay as they are.
+    /// config.json beside it says; the report tells what spoke for each, and options say otherwise. Embeddings, norms
+    /// and all else stay as they are.
     Quantize(Box<quantize::Quantize>),
     /// Show what is in a quantized model or checkpoint, and that it can be loaded
     Inspect {

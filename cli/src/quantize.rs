@@ -20,8 +20,8 @@ pub struct Quantize {
     /// The file to write (`-`: standard output); it appears whole or not at all
     #[arg(required_unless_present = "dry_run")]
     output: Option<PathBuf>,
-    /// How to quantize, by name: accurate (a scale for each output and each row), portable (the same with weights of seven
-    /// bits, for the same answer on every CPU), pytorch (as fbgemm_linear_int8_weight, bit for bit), fp16
+    /// How to quantize, by name: accurate (a scale for each output and each row), portable (the same with weights of
+    /// seven bits, for the same answer on every CPU), pytorch (as fbgemm_linear_int8_weight, bit for bit), fp16
     #[arg(long, value_name = "NAME", default_value = "pytorch")]
     scheme: LinearScheme,
     /// Only layers whose name matches (`*`: any text, `?`: one character); this and the other patterns may be repeated
@@ -167,9 +167,6 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
     if to_stdout && (io::stdout().is_terminal() || arguments.json || arguments.max_shard_size.is_some()) {
         return refuse("standard output takes one file: not a terminal, no --json, no --max-shard-size".to_string());
     }
-    let spool = if to_stdout { Some(tempfile::NamedTempFile::new()?) } else { None };
-    let path = spool.as_ref().map(tempfile::NamedTempFile::path).or(output);
-
     let style = ProgressStyle::with_template("quantizing {bar:30} {pos}/{len} tensors").expect("a fixed template");
     let bar = ProgressBar::new(0).with_style(style);
     let input = &arguments.input;
@@ -177,7 +174,9 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
         Ok(file) => file,
         Err(e) => return refuse(about(input, &e)),
     };
-    let stopped = interrupt::Flag::new();
+    let stopped = interrupt::Flag::new(); // before the first temporary file
+    let spool = if to_stdout { Some(tempfile::NamedTempFile::new()?) } else { None };
+    let path = spool.as_ref().map(tempfile::NamedTempFile::path).or(output);
     let is_file = path.and_then(|path| path.metadata().ok()).is_none_or(|there| there.is_file());
     let report = quantize_checkpoint(&file, &options, path, &mut |done, total| {
         bar.set_length(total as u64);
@@ -213,10 +212,8 @@ pub fn run(arguments: &Quantize) -> io::Result<Exit> {
         return Ok(Exit::Done);
     }
     print(format_args!("{report}"))?;
-    say!(
-        "\nMB: of the file. Error: of the weight, relative. To zero: weights that became 0. Saturating: pairs of weights"
-    )?;
-    say!("that can leave 16 bits on CPUs without VNNI.")?;
+    say!("\nMB: of the file. Error: of the weight, relative. To zero: weights that became 0. Saturating: pairs of")?;
+    say!("weights that can leave 16 bits on CPUs without VNNI.")?;
     match (output, after) {
         (Some(path), Some(after)) => {
             let (before, after, files) = (before as f64 / 1e6, after as f64 / 1e6, report.files.len());

@@ -27,8 +27,8 @@ pub enum ModuleMut<'a> {
 
 /// A model, or a part of one, whose layers can be walked by dotted name: linear layers and embeddings.
 ///
-/// Derive it: every field's layers are found under the field's name, through `Vec`, arrays, `Option`, `Box`, maps, tuples
-/// and enums. Numbers, strings and the like have none.
+/// Derive it: every field's layers are found under the field's name, through `Vec`, arrays, `Option`, `Box`, maps,
+/// tuples and enums. Numbers, strings and the like have none.
 ///
 /// ```
 /// use fbgemm::{Int8Scheme, Linear, Modules, QuantizeOptions, quantize_modules};

@@ -6,8 +6,8 @@ use crate::ops::embedding::EmbeddingFormat;
 use crate::quant::scheme::LinearScheme;
 use wildmatch::WildMatch;
 
-/// Which layers [`quantize_modules`](crate::quantize_modules) quantizes. Patterns are for whole dotted names: `*` stands for any text,
-/// dots included, `?` for one character.
+/// Which layers [`quantize_modules`](crate::quantize_modules) quantizes. Patterns are for whole dotted names: `*`
+/// stands for any text, dots included, `?` for one character.
 ///
 /// ```
 /// use fbgemm::{Int8Scheme, LinearScheme, QuantizeOptions};
@@ -67,7 +67,8 @@ impl QuantizeOptions {
         self
     }
 
-    /// Only layers for which this is true, given name, `out_features` and `in_features`; of embeddings, rows and dimension.
+    /// Only layers for which this is true, given name, `out_features` and `in_features`; of embeddings, rows and
+    /// dimension.
     pub fn filter(mut self, filter: impl Fn(&str, usize, usize) -> bool + Send + Sync + 'static) -> Self {
         self.filter = Some(Box::new(filter));
         self

@@ -19,8 +19,8 @@ use crate::quant::range::finite_range;
 use crate::quant::scheme::{Int8Scheme, LinearScheme};
 use crate::quant::weight::{QuantizedWeight, quantize_weight_as};
 
-/// Drops the weights and biases of all of a model's layers, and keeps their shapes: it is parked, its memory given back,
-/// until [`load_modules`](crate::load_modules) brings it back from a file.
+/// Drops the weights and biases of all of a model's layers, and keeps their shapes: it is parked, its memory given
+/// back, until [`load_modules`](crate::load_modules) brings it back from a file.
 ///
 /// ```
 /// # use fbgemm::{Linear, unload_modules};
@@ -43,9 +43,10 @@ pub fn unload_modules(model: &mut (impl Modules + ?Sized)) {
 /// Quantizes a model's layers in place: every [`Linear`] that the options choose, wherever it sits, and, where they say
 /// so, every [`Embedding`].
 ///
-/// Layer by layer, so that the peak of memory is the model and about one layer. The weights and every limit of what they
-/// are to become are checked before the first layer is replaced: on an error the model is as it was. Where memory runs
-/// out or FBGEMM fails in the middle, [`Error::PartlyQuantized`] says how many layers were replaced, each of them whole.
+/// Layer by layer, so that the peak of memory is the model and about one layer. The weights and every limit of what
+/// they are to become are checked before the first layer is replaced: on an error the model is as it was. Where memory
+/// runs out or FBGEMM fails in the middle, [`Error::PartlyQuantized`] says how many layers were replaced, each of them
+/// whole.
 ///
 /// # Errors
 /// [`Error::NothingToQuantize`] where no layer was chosen, [`Error::UnusedPattern`] for a pattern that matches no

@@ -86,8 +86,8 @@ pub struct WeightReport {
     /// The largest such error of any output's row of weights: one output with large weights can hide what it costs the
     /// others.
     pub worst_row_error: f64,
-    /// The share, 0 to 1, of the weights that were not 0 and have become 0. Some 2 % is usual; most of them, where a few
-    /// weights are so large that all others lie below one step.
+    /// The share, 0 to 1, of the weights that were not 0 and have become 0. Some 2 % is usual; most of them, where a
+    /// few weights are so large that all others lie below one step.
     pub zeroed_share: f64,
     /// The share, 0 to 1, of pairs of neighbouring weights whose products can saturate on CPUs without VNNI
     /// ([`QuantizedWeight::saturating_pairs`]).

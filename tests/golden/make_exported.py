@@ -16,6 +16,10 @@ half.safetensors              a model that quantize_dynamic quantized to float16
 half-outputs-ISA.safetensors  the same as outputs-ISA.safetensors, by the quantized modules themselves
 scheme-NAME.safetensors       `float_layers`, quantized by another of SCHEMES; their weights in float are in
 float-layers.safetensors
+embeddings-quantized.safetensors
+                              torch.ao.nn.quantized.Embedding and EmbeddingBag, see `quantized_embeddings`; what they
+                              look up, row by row, is in embeddings-outputs.safetensors, with a weight in float, `float`
+embeddings-FORMAT.safetensors that weight as `table`, by --embeddings FORMAT
 
 torch.fbgemm_linear_int8_weight demands a bias: layers without one got zeros. That can change nothing but the sign of an
 output that is zero, and no output is. Each input has one row, the first, that saturates (in model.safetensors) where
@@ -44,7 +48,7 @@ SCHEMES = {
     "per-channel": {"per_channel": True},
     "symmetric": {"symmetric": True},
     "seven-bits": {"seven_bits": True, "input": "per_row"},
-    "all": {"per_channel": True, "symmetric": True, "seven_bits": True, "input": "per_row reduced"},
+    "all": {"per_channel": True, "symmetric": True, "seven_bits": True, "input": "per_row reduce_range"},
     "fp16": {"fp16": True},
 }
 ISAS = ("AVX2", "AVX512", "AVX512_E1")
@@ -144,7 +148,7 @@ def make_dynamic():
         zero_points = stored[f"{name}.zero_point"]
         assert (zero_points != 0).any() == (name in ("pooler", "encoder.layer.0.intermediate")), (name, zero_points)
     with safe_open(DYNAMIC, "pt") as file:
-        assert file.metadata() == {"fbgemm_format": "2"} | {f"input:{name}": "aten reduced" for name in scales}
+        assert file.metadata() == {"fbgemm_format": "2"} | {f"input:{name}": "aten reduce_range" for name in scales}
     print(f"dynamic.safetensors: scales {scales}")
 
 
@@ -215,6 +219,33 @@ def make_schemes():
                 )
                 observer(weight)
                 assert torch.equal(found[f"{name}.scale"], observer.calculate_qparams()[0]), name
+
+
+def quantized_embeddings():
+    """In 8 and 4 bits, by itself and in bags."""
+    torch.manual_seed(27)
+    bag = torch.nn.EmbeddingBag
+    float_model = folder(word=torch.nn.Embedding(7, 8), bag=bag(6, 16, mode="sum"), small=bag(5, 12, mode="sum"))
+    for name, module in float_model.items():
+        four = quantization.float_qparams_weight_only_qconfig_4bit
+        module.qconfig = four if name == "small" else quantization.float_qparams_weight_only_qconfig
+    return quantization.convert(quantization.prepare(float_model.eval()))
+
+
+def make_embeddings():
+    from export import EMBEDDINGS, export
+
+    module, outputs = quantized_embeddings(), {}
+    export(module, OUT / "embeddings-quantized.safetensors")
+    for name, layer in module.items():
+        rows = torch.arange(layer.num_embeddings)
+        outputs[name] = layer(rows) if name == "word" else layer(rows, rows)
+    torch.manual_seed(28)
+    table = torch.nn.Embedding(9, 12)
+    outputs["float"] = table.weight.detach()
+    for embeddings in EMBEDDINGS:
+        export(folder(table=table), OUT / f"embeddings-{embeddings}.safetensors", embeddings=embeddings)
+    save_file(outputs, OUT / "embeddings-outputs.safetensors", metadata={"format": "fbgemm-exported-1"})
 
 
 def dynamic_layers(module):
@@ -301,6 +332,7 @@ if __name__ == "__main__":
     make_dynamic()
     make_half()
     make_schemes()
+    make_embeddings()
     for isa in ISAS:  # FBGEMM reads the variable once: a process each
         limited = dict(os.environ, FBGEMM_ENABLE_INSTRUCTIONS=isa)
         subprocess.run([sys.executable, __file__, isa], env=limited, check=True)

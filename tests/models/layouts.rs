@@ -1,9 +1,10 @@
-//! Checkpoints of other layouts than `x.weight` as [out, in]: transposed, without `weight` in their names, tied, prefixed.
+//! Checkpoints of other layouts than `x.weight` as [out, in]: transposed, without `weight` in their names, tied,
+//! prefixed.
 
-use crate::{Tensor, f32s, floats, folder, pytorch, quantize, store, tensor, tensors_of};
+use crate::{Tensor, f32s, floats, folder, pytorch, quantize, serialize, store, tensor, tensors_of};
 use fbgemm::{
-    CheckpointOptions, Error, Int8Scheme, LinearScheme, ModelFile, QuantizeOptions, QuantizeReport, Skipped,
-    quantize_checkpoint,
+    CheckpointOptions, Error, InputScheme, Int8Scheme, LinearScheme, ModelFile, QuantizeOptions, QuantizeReport,
+    Skipped, quantize_checkpoint,
 };
 use fbgemm_testkit::files::{golden_folder, names_in};
 use fbgemm_testkit::random::normal;
@@ -284,6 +285,23 @@ fn a_quantized_layer_keeps_its_input_scheme_without_its_prefix() {
 }
 
 #[test]
+fn input_schemes_in_the_words_of_earlier_versions_are_read() {
+    let path = folder("earlier-words").join("model");
+    let parts = [
+        tensor("x.weight", Dtype::I8, &[1, 2], vec![1, 2]),
+        floats("x.scale", &[1], &[0.5]),
+        tensor("x.zero_point", Dtype::I32, &[1], vec![0; 4]),
+        tensor("x.col_offsets", Dtype::I32, &[1], vec![3, 0, 0, 0]),
+    ];
+    let fixed = InputScheme::new().static_params(0.25, 3).unwrap();
+    let words = [("aten reduced", InputScheme::new().as_linear_dynamic().reduce_range()), ("fixed 0.25 3", fixed)];
+    for (word, scheme) in words {
+        std::fs::write(&path, serialize(&parts, &[("fbgemm_format", "2"), ("input:x", word)])).unwrap();
+        assert_eq!(ModelFile::open(&path).unwrap().portable("x").unwrap().input_scheme(), scheme, "{word}");
+    }
+}
+
+#[test]
 fn a_config_beside_the_file_tells_tables_from_layers() {
     let folder = folder("config-tables");
     store(&folder.join("model.safetensors"), &[made("t.w.weight", &[500, 16]), made("t.fc.weight", &[16, 16])]);
@@ -297,8 +315,8 @@ fn a_config_beside_the_file_tells_tables_from_layers() {
     }
 }
 
-/// Every safetensors file of the tests' own, and made-up ones of all kinds: what is written is read, layer by layer, and
-/// has nothing more to quantize.
+/// Every safetensors file of the tests' own, and made-up ones of all kinds: what is written is read, layer by layer,
+/// and has nothing more to quantize.
 #[test]
 fn whatever_is_written_is_read_and_is_quantized_already() {
     let folder = folder("written-is-read");

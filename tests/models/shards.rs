@@ -321,3 +321,37 @@ fn a_model_in_shards_can_be_quantized_to_its_own_folder() {
     assert_eq!(tensors_of(shards), tensors_of(&[&expected]));
     assert_eq!(ModelFile::open(&model).unwrap().quantized_layers().len(), 2);
 }
+
+/// More than a process may have open: they are opened when they are read, and what is written is closed.
+#[test]
+fn a_model_in_very_many_shards_is_read_and_written() {
+    let folder = folder("shards-many");
+    let model = folder.join("model");
+    std::fs::create_dir(&model).unwrap();
+    let count = 150;
+    let layers: Vec<Tensor> =
+        (0..count).map(|i| floats(&format!("{i:03}.weight"), &[2, 2], &normal(4, i, 1.0))).collect();
+    for (i, layer) in layers.iter().enumerate() {
+        store(&model.join(format!("model-{:05}-of-{count:05}.safetensors", i + 1)), &layers[i..=i]);
+        assert_eq!(layer.0, format!("{i:03}.weight"));
+    }
+    store(&folder.join("whole.safetensors"), &layers);
+    quantize(&folder.join("whole.safetensors"), &folder.join("expected.safetensors"), &pytorch()).unwrap();
+    let file = ModelFile::open(&model).unwrap();
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    let open =
+        open.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok()).filter(|path| path.starts_with(&model));
+    assert_eq!(open.count(), 0);
+    let options = pytorch().max_shard_size(1);
+    let output = folder.join("out.safetensors");
+    let go_on = &mut |_, _| std::ops::ControlFlow::Continue(());
+    let report = fbgemm::quantize_checkpoint(&file, &options, Some(&output), go_on).unwrap();
+    let (_, shards) = report.files.split_last().unwrap();
+    assert_eq!(shards.len(), count as usize);
+    assert_eq!(tensors_of(shards), tensors_of(&[folder.join("expected.safetensors")]));
+    // One that changes meanwhile is seen all the same.
+    let changed = model.join("model-00150-of-00150.safetensors");
+    std::fs::write(&changed, "short").unwrap();
+    let error = fbgemm::quantize_checkpoint(&file, &options, Some(&output), go_on).unwrap_err();
+    assert_eq!(error, Error::InputChanged { path: changed.display().to_string() });
+}

@@ -203,3 +203,18 @@ fn a_blas_that_is_named_competes_and_a_wrong_one_is_found_out() {
         assert!(stderr(&wrong).contains(&said), "{said} in {}", stderr(&wrong));
     }
 }
+
+#[test]
+fn dlrm_has_embedding_tables_in_every_format_and_other_presets_have_none() {
+    let quick = ["bench", "--quick", "--batch", "1", "--contender", "fbgemm"];
+    let run = answer(&[&quick[..], &["--preset", "dlrm"]].concat());
+    let tables = run["tables"].as_array().unwrap();
+    assert!(["bag", "dimension"].map(|key| tables[0][key].as_u64().unwrap()) == [1, 64] && tables.len() == 6);
+    for table in tables {
+        let timings = table["timings"].as_array().unwrap();
+        let names: Vec<_> = timings.iter().map(|timing| timing["contender"].as_str().unwrap()).collect();
+        assert_eq!(names, ["fp32, plain loops", "fp32", "fp16", "int8", "int4", "int2"]);
+        assert!(timings.iter().all(|t| ["low", "median", "high", "row_bytes"].iter().all(|key| positive(&t[key]))));
+    }
+    assert!(answer(&[&quick[..], &["--shape", "64x64"]].concat()).get("tables").is_none());
+}

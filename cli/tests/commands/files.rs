@@ -187,10 +187,16 @@ fn a_signal_ends_the_command_while_it_waits_for_a_pipes_reader() {
     let mut command = Command::new(PROGRAM);
     command.args(["quantize", "in", "pipe"]).current_dir(&folder).env("TMPDIR", folder.join("tmp"));
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    // What is written is ready when its temporary file is there, and the wait begins when its name is gone.
-    assert!(temporary_file_of(&mut child, &folder.join("tmp")));
-    while !names_in(&folder.join("tmp")).is_empty() {
+    // The wait begins when the temporary file's name is gone, and the file still open.
+    let open_files = format!("/proc/{}/fd", child.id());
+    let is_gone = |link: &Path| link.to_string_lossy().ends_with(".tmp (deleted)");
+    loop {
         assert!(child.try_wait().unwrap().is_none());
+        let files = std::fs::read_dir(&open_files).unwrap().flatten();
+        if files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|link| is_gone(&link)) {
+            break;
+        }
+        std::thread::yield_now();
     }
     assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().signal(), Some(15));
@@ -272,7 +278,7 @@ fn shards_are_read_and_written_by_the_command() {
     let said = "out-00002-of-00003.safetensors is one of several files of a model (its name says 2 of 3)";
     assert!(stderr(&shard).contains(said), "{}", stderr(&shard));
     let again = within(&folder, &["quantize", "out.safetensors.index.json", "again"]);
-    assert!(stderr(&again).contains("3 are quantized already"), "{}", stderr(&again));
+    assert!(stderr(&again).contains("all 3 layers are quantized already"), "{}", stderr(&again));
 }
 
 #[test]

@@ -28,11 +28,11 @@ use std::path::Path;
 /// memory. Without a `path` (a dry run) it only reports.
 ///
 /// A layer is a tensor of 2 dimensions in F32, F64, F16 or BF16 named `<layer>.weight` that is a linear layer's by its
-/// bias, the words of its name and what `config.json` beside the file says; the report tells for each what spoke for it,
-/// and [`CheckpointOptions`] can say otherwise. Tensors of 2 dimensions by other names are reported and left. Weights that
-/// bitsandbytes or compressed-tensors have quantized to int8 become this crate's own, exactly; float8 weights are
-/// multiplied with their scales and quantized; of others there is an error. All other tensors and the metadata are copied;
-/// a quantized layer's bias becomes F32.
+/// bias, the words of its name and what `config.json` beside the file says; the report tells for each what spoke for
+/// it, and [`CheckpointOptions`] can say otherwise. Tensors of 2 dimensions by other names are reported and left.
+/// Weights that bitsandbytes or compressed-tensors have quantized to int8 become this crate's own, exactly; float8
+/// weights are multiplied with their scales and quantized; of others there is an error. All other tensors and the
+/// metadata are copied; a quantized layer's bias becomes F32.
 ///
 /// `progress` is told how many of how many layers and other tensors are done, and can stop the work: nothing is then
 /// written.

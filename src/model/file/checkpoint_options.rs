@@ -5,8 +5,8 @@ use crate::model::kind::Kind;
 use crate::model::options::{Chooser, QuantizeOptions};
 use wildmatch::WildMatch;
 
-/// Options of [`quantize_checkpoint`](crate::quantize_checkpoint). Patterns are as in [`QuantizeOptions`], for the layer's
-/// name (`encoder.dense`) or its weight's full one (`encoder.dense.weight`).
+/// Options of [`quantize_checkpoint`](crate::quantize_checkpoint). Patterns are as in [`QuantizeOptions`], for the
+/// layer's name (`encoder.dense`) or its weight's full one (`encoder.dense.weight`).
 ///
 /// ```
 /// use fbgemm::{CheckpointOptions, Int8Scheme, QuantizeOptions};
@@ -49,8 +49,8 @@ impl CheckpointOptions {
         }
     }
 
-    /// What this matches is a linear layer's weight, whatever the evidence. `in_proj_weight` becomes the layer `in_proj`,
-    /// with `in_proj_bias` as its bias; a name without `weight` becomes the layer's.
+    /// What this matches is a linear layer's weight, whatever the evidence. `in_proj_weight` becomes the layer
+    /// `in_proj`, with `in_proj_bias` as its bias; a name without `weight` becomes the layer's.
     pub fn linear(mut self, pattern: impl Into<String>) -> Self {
         self.linear.push(pattern.into());
         self
@@ -82,8 +82,8 @@ impl CheckpointOptions {
         self
     }
 
-    /// Writes several files of at most so many bytes each, and an index, where one would be larger. One layer or tensor is
-    /// never split.
+    /// Writes several files of at most so many bytes each, and an index, where one would be larger. One layer or tensor
+    /// is never split.
     pub fn max_shard_size(mut self, bytes: u64) -> Self {
         self.max_shard_size = Some(bytes);
         self

@@ -3,8 +3,8 @@
 //! - bitsandbytes: `x.weight` (I8) and `x.SCB` (one for each output): real = q · SCB / 127.
 //! - compressed-tensors: `x.weight` (I8) and `x.weight_scale` (one, or one for each output), perhaps
 //!   `x.weight_zero_point`: real = (q − zero point) · scale.
-//! - float8: `x.weight` (F8_E4M3 or F8_E5M2) and a scale to multiply with: `x.weight_scale`, or `x.weight_scale_inv`, as
-//!   DeepSeek's and transformers' FP8 layers call it; one, one for each output, or one for each block of 128 by 128.
+//! - float8: `x.weight` (F8_E4M3 or F8_E5M2) and a scale to multiply with: `x.weight_scale`, or `x.weight_scale_inv`,
+//!   as DeepSeek's and transformers' FP8 layers call it; one, one for each output, or one for each block of 128 by 128.
 
 use super::format::{floats, is_float, layer_of, numbers};
 use super::model_file::ModelFile;
@@ -24,7 +24,8 @@ const PACKED_BESIDE: [&str; 2] = ["weight.absmax", "weight.quant_map"];
 /// The side of a block of a weight that shares a scale, where a scale is a matrix.
 const BLOCK: usize = 128;
 
-/// Which part of its layer a weight is that another tool packed: several elements in a number, which nothing here reads.
+/// Which part of its layer a weight is that another tool packed: several elements in a number, which nothing here
+/// reads.
 pub(crate) fn packed_part(file: &ModelFile, full: &str, dtype: Dtype) -> Option<&'static str> {
     if is_float(dtype) || is_known(dtype) {
         return None;
@@ -142,7 +143,8 @@ impl Foreign {
         Ok(())
     }
 
-    /// The weight as this crate's own, exactly but for the rounding of SCB / 127 to `f32`; `None` for one that is not int8.
+    /// The weight as this crate's own, exactly but for the rounding of SCB / 127 to `f32`; `None` for one that is not
+    /// int8.
     ///
     /// # Errors
     /// Those of reading, and of [`QuantizedWeight::per_channel`].

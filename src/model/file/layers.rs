@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// Puts a file's layers into a model: every [`Linear`] and [`Embedding`] of the model is replaced by the file's of the same
-/// name, quantized linear ones packed for this CPU by `threads` threads, rows of tables checked. On an error the model is
-/// as it was.
+/// Puts a file's layers into a model: every [`Linear`] and [`Embedding`] of the model is replaced by the file's of the
+/// same name, quantized linear ones packed for this CPU by `threads` threads, rows of tables checked. On an error the
+/// model is as it was.
 ///
 /// # Errors
 /// [`Error::InLayer`] around what is wrong with a layer, [`Error::ShapeMismatch`] among it; [`Error::UnexpectedLayer`]

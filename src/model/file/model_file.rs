@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A model in safetensors files: a quantized one, or a checkpoint in floats.
 ///
-/// One file or several shards as one; in memory, or read piece by piece when its tensors are asked for. Nothing in a file
-/// is trusted: what is wrong with it is an error that names the layer.
+/// One file or several shards as one; in memory, or read piece by piece when its tensors are asked for. Nothing in a
+/// file is trusted: what is wrong with it is an error that names the layer.
 pub struct ModelFile<'a> {
     sources: Vec<Source<'a>>,
     tensors: BTreeMap<String, Entry>,
@@ -34,8 +34,9 @@ pub struct ModelFile<'a> {
 }
 
 impl ModelFile<'static> {
-    /// Opens a safetensors file, a sharded model (its index, `model.safetensors.index.json`, or its folder), or what can
-    /// only be read once, such as a pipe. Tensors are read when asked for; a regular file stays open.
+    /// Opens a safetensors file, a sharded model (its index, `model.safetensors.index.json`, or its folder), or what
+    /// can only be read once, such as a pipe. Tensors are read when asked for; a regular file stays open,
+    /// unless it is one of more than 100.
     ///
     /// ```no_run
     /// let file = fbgemm::ModelFile::open("all-MiniLM-L6-v2")?; // the folder, or the file in it
@@ -44,8 +45,8 @@ impl ModelFile<'static> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::WrongFormat`] for what is no safetensors file, by name; [`Error::InvalidFile`]; [`Error::InFile`] around
-    /// them where it is one of several; [`Error::MissingShards`]; [`Error::OneOfShards`] for one shard alone;
+    /// [`Error::WrongFormat`] for what is no safetensors file, by name; [`Error::InvalidFile`]; [`Error::InFile`]
+    /// around them where it is one of several; [`Error::MissingShards`]; [`Error::OneOfShards`] for one shard alone;
     /// [`Error::NameClash`] for a tensor in two shards; [`Error::Io`]; and those of [`parse`](Self::parse).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();

@@ -20,8 +20,8 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Begins a file. A link at `path` stays, and the file that it leads to is written. What is there and no regular file
-    /// (a device, a pipe) is not replaced: the content is copied into it at the end.
+    /// Begins a file. A link at `path` stays, and the file that it leads to is written. What is there and no regular
+    /// file (a device, a pipe) is not replaced: the content is copied into it at the end.
     ///
     /// # Errors
     /// [`Error::CannotReplace`] where the folder takes no new file, unless `in_place`; [`Error::Io`].

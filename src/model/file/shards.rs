@@ -10,6 +10,9 @@ pub(crate) const SHARD_KEY: &str = "fbgemm_shard";
 /// The file's name that libraries look for, if a model is one file; and, with `.index.json` behind it, its index's.
 pub(crate) const MODEL: &str = "model.safetensors";
 
+/// Of more files than these none stays open: systems allow a process some thousand.
+const MOST_OPEN: usize = 100;
+
 /// One file of a model.
 pub(crate) struct Shard<'a> {
     pub(crate) source: Source<'a>,
@@ -28,8 +31,8 @@ pub(crate) struct Index {
 /// The files of the model at `path`, and, where there is an index, the names of all their tensors.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::MissingShards`]; [`Error::InvalidFile`] for an index that can't be read or a folder without one
-/// model.
+/// [`Error::Io`]; [`Error::MissingShards`]; [`Error::InvalidFile`] for an index that can't be read or a folder without
+/// one model.
 pub(crate) fn resolve(path: &Path) -> Result<(Vec<Shard<'static>>, Option<Vec<String>>)> {
     if path.is_dir() {
         return resolve_folder(path);
@@ -38,7 +41,7 @@ pub(crate) fn resolve(path: &Path) -> Result<(Vec<Shard<'static>>, Option<Vec<St
         return resolve_index(path);
     }
     let path = path.to_path_buf();
-    Ok((vec![Shard { source: Source::open(&path)?, path: Some(path) }], None))
+    Ok((vec![Shard { source: Source::open(&path, true)?, path: Some(path) }], None))
 }
 
 /// Whether a path is that of an index of shards, by its name.
@@ -114,15 +117,16 @@ fn open_all(folder: &Path, names: BTreeSet<String>) -> Result<Vec<Shard<'static>
     if !missing.is_empty() {
         return Err(Error::MissingShards { of: names.len(), missing: missing.join(", ") });
     }
+    let keep_open = names.len() <= MOST_OPEN;
     let open = |name: String| {
         let path = folder.join(name);
-        Ok(Shard { source: Source::open(&path)?, path: Some(path) })
+        Ok(Shard { source: Source::open(&path, keep_open)?, path: Some(path) })
     };
     names.into_iter().map(open).collect()
 }
 
-/// `NAME-00001-of-00003.safetensors` as its parts: everything before the numbers, the number, of how many, and the rest.
-/// What comes before the numbers may also end in `_` or a dot, and the rest be nothing.
+/// `NAME-00001-of-00003.safetensors` as its parts: everything before the numbers, the number, of how many, and the
+/// rest. What comes before the numbers may also end in `_` or a dot, and the rest be nothing.
 fn parts(name: &str) -> Option<(&str, usize, usize, &str)> {
     let (before, after) = name.rsplit_once("-of-")?;
     let stem = before.trim_end_matches(|c: char| c.is_ascii_digit());

@@ -1,6 +1,7 @@
 //! Where a file's bytes come from: memory, or a file that is read piece by piece, when its bytes are asked for.
 //!
-//! Files are read and not mapped: one that is cut short meanwhile is then an error and not a signal that ends the process.
+//! Files are read and not mapped: one that is cut short meanwhile is then an error and not a signal that ends the
+//! process.
 
 use crate::error::{Error, Result};
 use crate::ffi::scratch::zeroed;
@@ -16,9 +17,8 @@ pub(crate) enum Source<'a> {
     Bytes(Cow<'a, [u8]>),
     /// In a regular file.
     File {
-        /// The open file.
-        file: File,
-        /// Its path, for messages.
+        /// The open file; without it, one that is opened for each read.
+        file: Option<File>,
         path: PathBuf,
         /// What the system said of it when it was opened.
         opened: Box<Metadata>,
@@ -26,15 +26,17 @@ pub(crate) enum Source<'a> {
 }
 
 impl Source<'static> {
-    /// Opens a file; what is no regular file, a pipe for one, is read to its end.
+    /// Opens a file, and keeps it open unless it is one of very many, which a process may not have open all at once.
+    /// What is no regular file, a pipe for one, is read to its end.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path, keep_open: bool) -> Result<Self> {
         let io = |source| Error::Io { path: path.display().to_string(), source };
         let mut file = File::open(path).map_err(io)?;
         let opened = file.metadata().map_err(io)?;
         if opened.is_file() {
+            let file = keep_open.then_some(file);
             return Ok(Self::File { file, path: path.to_path_buf(), opened: Box::new(opened) });
         }
         let mut bytes = Vec::new();
@@ -74,13 +76,19 @@ impl Source<'_> {
     pub(crate) fn read_into(&self, start: u64, to: &mut [u8]) -> Result<()> {
         match self {
             Self::Bytes(bytes) => to.copy_from_slice(&bytes[start as usize..][..to.len()]),
-            Self::File { file, path, .. } => read_at(file, start, to).map_err(|source| {
-                let path = path.display().to_string();
-                match source.kind() {
-                    std::io::ErrorKind::UnexpectedEof => Error::InputChanged { path },
-                    _ => Error::Io { path, source },
-                }
-            })?,
+            Self::File { file, path, .. } => {
+                let read = match file {
+                    Some(file) => read_at(file, start, to),
+                    None => File::open(path).and_then(|file| read_at(&file, start, to)),
+                };
+                read.map_err(|source| {
+                    let path = path.display().to_string();
+                    match source.kind() {
+                        std::io::ErrorKind::UnexpectedEof => Error::InputChanged { path },
+                        _ => Error::Io { path, source },
+                    }
+                })?
+            }
         }
         Ok(())
     }
@@ -91,7 +99,7 @@ impl Source<'_> {
     /// [`Error::InputChanged`].
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         if let Self::File { file, path, opened } = self {
-            let now = file.metadata().ok();
+            let now = file.as_ref().map_or_else(|| std::fs::metadata(path), File::metadata).ok();
             let same = |now: &Metadata| now.len() == opened.len() && now.modified().ok() == opened.modified().ok();
             if !now.is_some_and(|now| same(&now)) {
                 return Err(Error::InputChanged { path: path.display().to_string() });

@@ -1,9 +1,9 @@
 //! Embedding tables in files: rows as FBGEMM looks them up, so that a mapped file is a table without a copy.
 //!
 //! A quantized embedding `x` is `x.weight` (U8, \[rows, bytes of a row\]) and, in the metadata, `embedding:x` = `int8`,
-//! `int4` or `int2`. The layout of a row is [`EmbeddingFormat`]'s, the one of PyTorch's `embedding_bag_byte_prepack`; in
-//! Python `torch.ops.quantized.embedding_bag_byte_unpack(x)` gives the floats. Scales are not apart from the values: a row
-//! is read as one piece of memory. One in fp16 or fp32 is a plain tensor of floats.
+//! `int4` or `int2`. The layout of a row is [`EmbeddingFormat`]'s, the one of PyTorch's `embedding_bag_byte_prepack`;
+//! in Python `torch.ops.quantized.embedding_bag_byte_unpack(x)` gives the floats. Scales are not apart from the values:
+//! a row is read as one piece of memory. One in fp16 or fp32 is a plain tensor of floats.
 
 use super::format::{EMBEDDING_KEY, floats, wrong};
 use super::model_file::ModelFile;

@@ -89,7 +89,8 @@ pub(crate) struct Target<'a> {
 }
 
 /// Writes all parts to a file, or to shards with an index, which is written last. Each appears whole or not at all, and
-/// not before all of them have been read again. `done` is told the number of parts written, and may stop it. Gives the files' paths.
+/// not before all of them have been read again. `done` is told the number of parts written, and may stop it. Gives the
+/// files' paths.
 pub(crate) fn write(
     parts: Vec<Part>,
     metadata: BTreeMap<String, String>,
@@ -224,7 +225,7 @@ fn write_shards(
         outputs.push(output);
     }
     // Whatever is written can be read: found out before anything is replaced.
-    let again = |output: &Output| Ok(Shard { source: Source::open(output.spooled())?, path: None });
+    let again = |output: &Output| Ok(Shard { source: Source::open(output.spooled(), false)?, path: None });
     ModelFile::of(outputs.iter().map(again).collect::<Result<_>>()?, false)?;
     let index = match index {
         None => None,

@@ -10,7 +10,7 @@ struct OnTheType {
 struct OnFields {
     #[module(ignore)]
     unknown: Linear,
-    #[linear]
+    #[module]
     bare: Linear,
     #[module(skip, rename = "b")]
     contrary: Linear,
