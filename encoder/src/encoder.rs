@@ -61,8 +61,8 @@ impl EncoderOptions {
         Self { normalize: Some(normalize), ..self }
     }
 
-    /// Cuts texts behind so many tokens, [CLS] and [SEP] counted, instead of where the folder says; at most as many as
-    /// the model has positions.
+    /// Cuts texts behind so many tokens, `[CLS]` and `[SEP]` counted, instead of where the folder says; at most as many
+    /// as the model has positions.
     pub fn max_tokens(self, max_tokens: usize) -> Self {
         Self { max_tokens: Some(max_tokens), ..self }
     }
