@@ -55,6 +55,10 @@ enum Subcommands {
     /// config.json beside it says; the report tells what spoke for each, and options say otherwise. Embeddings, norms
     /// and all else stay as they are.
     Quantize(Box<quantize::Quantize>),
+    /// Turn texts into vectors with a BERT-class model's folder: a text a line in, a vector a line out
+    ///
+    /// A text's vector is the same whatever the texts beside it, and however many threads there are.
+    Embed(Box<embed::Embed>),
     /// Show what is in a quantized model or checkpoint, and that it can be loaded
     Inspect {
         /// A safetensors file, an index of shards, a folder with one of them, or `-` for standard input
@@ -63,10 +67,6 @@ enum Subcommands {
         #[arg(long)]
         json: bool,
     },
-    /// Turn texts into vectors with a BERT-class model's folder: a text a line in, a vector a line out
-    ///
-    /// A text's vector is the same whatever the texts beside it, and however many threads there are.
-    Embed(Box<embed::Embed>),
     /// Run PyTorch's cases through this crate and compare every bit
     ///
     /// Case files are made by tests/golden/make_cases.py with a PyTorch of your own.
