@@ -11,6 +11,7 @@ mod ours;
 mod output;
 mod plot;
 mod profile;
+mod pytorch;
 mod result;
 mod runner;
 mod shapes;
@@ -69,7 +70,7 @@ pub struct Bench {
     /// Print one line for each case and contender, comma-separated
     #[arg(long)]
     csv: bool,
-    /// Draw speed-up, time and error into this folder, as SVG
+    /// Draw speed-up, time and error into this folder, and dlrm's tables, as SVG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
     /// This crate's other ways to quantize, too: in seven bits per channel and row, and in fp16

@@ -1,6 +1,7 @@
-//! Embedding tables against plain loops and against the machine's random reads: the other half of a recommender.
+//! Embedding tables against plain loops, PyTorch and the machine's random reads: the other half of a recommender.
 
 use super::limits::last_cache;
+use super::pytorch::{PyTorch, Task};
 use super::result::{TableCase, TableTiming};
 use super::threads::with_crew;
 use crate::table::aligned;
@@ -13,6 +14,8 @@ use std::hint::black_box;
 const FORMATS: [EmbeddingFormat; 5] =
     [EmbeddingFormat::Fp32, EmbeddingFormat::Fp16, EmbeddingFormat::Int8, EmbeddingFormat::Int4, EmbeddingFormat::Int2];
 const PLAIN: &str = "fp32, plain loops";
+/// How the names of its contenders begin.
+const PYTORCH: &str = "PyTorch";
 const ROWS: [usize; 3] = [10_000, 1_000_000, 10_000_000];
 const DIMENSIONS: [usize; 2] = [64, 128];
 /// Rows of a bag.
@@ -35,16 +38,23 @@ pub struct Measured {
 pub fn run(repetitions: usize, quick: bool) -> Result<Measured, String> {
     with_crew(1, |_| {
         let mut measured = Measured { cases: Vec::new(), left_out: Vec::new() };
+        let pytorch = PyTorch::find().map_err(|e| measured.left_out.push(format!("PyTorch's operators: {e}"))).ok();
         for &rows in if quick { &ROWS[..1] } else { &ROWS[..] } {
             for dimension in DIMENSIONS {
-                of_shape(&mut measured, rows, dimension, repetitions)?;
+                of_shape(&mut measured, pytorch.as_ref(), rows, dimension, repetitions)?;
             }
         }
         Ok(measured)
     })?
 }
 
-fn of_shape(measured: &mut Measured, rows: usize, dimension: usize, repetitions: usize) -> Result<(), String> {
+fn of_shape(
+    measured: &mut Measured,
+    pytorch: Option<&PyTorch>,
+    rows: usize,
+    dimension: usize,
+    repetitions: usize,
+) -> Result<(), String> {
     let mut cases = BAGS.map(|bag| TableCase { rows, dimension, bag, timings: Vec::new() });
     for format in FORMATS {
         let bytes = rows * format.row_bytes(dimension).map_err(|e| e.to_string())?;
@@ -62,9 +72,28 @@ fn of_shape(measured: &mut Measured, rows: usize, dimension: usize, repetitions:
         for (case, timings) in cases.iter_mut().zip(timings(&table, repetitions)?) {
             case.timings.extend(timings);
         }
+        drop(table); // PyTorch makes one of its own
+        let Some(pytorch) = pytorch else { continue };
+        let name = format.to_string();
+        let task = Task { format: &name, rows, dimension, repetitions, call: CALL, calls: CALLS, bags: &BAGS };
+        match pytorch.time(&task) {
+            Ok(times) => cases.iter_mut().zip(times).for_each(|(case, times)| add(case, pytorch, &name, times)),
+            Err(e) => measured.left_out.push(format!("PyTorch's {} in {name}: {e}", shape(rows, dimension))),
+        }
     }
+    // PyTorch's behind all of ours.
+    cases.iter_mut().for_each(|case| case.timings.sort_by_key(|timing| timing.contender.starts_with(PYTORCH)));
     measured.cases.extend(cases.into_iter().filter(|case| !case.timings.is_empty()));
     Ok(())
+}
+
+/// PyTorch's timing, behind this crate's of the same format, whose row and limit are its own.
+fn add(case: &mut TableCase, pytorch: &PyTorch, format: &str, [low, median, high]: [f64; 3]) {
+    let Some(ours) = case.timings.iter().find(|timing| timing.contender == format) else { return };
+    let contender = format!("{PYTORCH} {} {format}", pytorch.version);
+    let limit_share = ours.limit_share.map(|share| share * ours.median / median);
+    let row_bytes = ours.row_bytes;
+    case.timings.push(TableTiming { contender, row_bytes, median, low, high, limit_share });
 }
 
 /// The memory that is free for programs, in bytes, where the system tells.
@@ -223,24 +252,34 @@ fn shape(rows: usize, dimension: usize) -> String {
 
 /// For people.
 pub fn text(measured: &Measured) -> String {
-    let names: Vec<String> = std::iter::once(PLAIN.to_string()).chain(FORMATS.map(|f| f.to_string())).collect();
-    let heading = || ["rows x dimension", "bag"].map(String::from).into_iter().chain(names.iter().cloned()).collect();
-    let (mut times, mut shares) = (vec![heading()], vec![heading()]);
-    for case in &measured.cases {
-        let label = [shape(case.rows, case.dimension), case.bag.to_string()];
-        let cells = |cell: &dyn Fn(&TableTiming) -> String| {
+    let ours: Vec<String> = std::iter::once(PLAIN.to_string()).chain(FORMATS.map(|f| f.to_string())).collect();
+    let mut theirs: Vec<String> = Vec::new();
+    for timing in measured.cases.iter().flat_map(|case| &case.timings) {
+        if timing.contender.starts_with(PYTORCH) && !theirs.contains(&timing.contender) {
+            theirs.push(timing.contender.clone());
+        }
+    }
+    let table = |names: &[String], cell: fn(&TableTiming) -> String| {
+        let heading = ["rows x dimension", "bag"].map(String::from);
+        let mut rows = vec![heading.iter().chain(names).cloned().collect::<Vec<_>>()];
+        for case in &measured.cases {
             let of = |name: &String| case.timings.iter().find(|timing| timing.contender == *name);
             let cells = names.iter().map(|name| of(name).map_or_else(|| "-".to_string(), cell));
-            label.iter().cloned().chain(cells).collect::<Vec<_>>()
-        };
-        times.push(cells(&|timing| format!("{:.1}", timing.median * 1e9)));
-        shares.push(cells(&|timing| {
-            timing.limit_share.map_or_else(|| "cached".to_string(), |share| format!("{:.0}%", 100.0 * share))
-        }));
-    }
-    let mut text = format!("\nEmbedding tables, one thread\n\n{}", aligned(&times, false));
+            rows.push([shape(case.rows, case.dimension), case.bag.to_string()].into_iter().chain(cells).collect());
+        }
+        aligned(&rows, false)
+    };
+    let nanoseconds = |timing: &TableTiming| format!("{:.1}", timing.median * 1e9);
+    let share = |timing: &TableTiming| {
+        timing.limit_share.map_or_else(|| "cached".to_string(), |share| format!("{:.0}%", 100.0 * share))
+    };
+    let mut text = format!("\nEmbedding tables, one thread\n\n{}", table(&ours, nanoseconds));
     text += "\nNanoseconds for a row that is looked up and added to its bag's sum, medians.\n";
-    text += &format!("\n{}", aligned(&shares, false));
+    if !theirs.is_empty() {
+        text += &format!("\n{}", table(&theirs, nanoseconds));
+        text += "\nThe same by PyTorch's operators, called from Python, 2000 rows a call.\n";
+    }
+    text += &format!("\n{}", table(&ours, share));
     text += "
 The share of this machine's random-read bandwidth that is reached: the time of a plain loop that touches such rows and
 does not compute, over the time above. Cached: the table is less than twice the largest cache, and memory no limit.

@@ -1,4 +1,4 @@
-//! Draws a run: speed-up, time and error, each as SVG.
+//! Draws a run: speed-up, time and error, and embedding tables, each as SVG.
 
 mod axes;
 mod labels;
@@ -10,21 +10,25 @@ mod svg;
 mod tests;
 
 use super::result::{Case, Run};
-use pictures::{error, speed_up, time};
+use pictures::{error, speed_up, tables, time};
 use std::path::{Path, PathBuf};
 use std::{fs, process};
 
 /// Draws `run` into `folder`, which it makes where there is none, and returns the files.
 ///
-/// `speed-up` needs a contender in fp32; without one only `time` and `error` are drawn.
+/// `speed-up` needs a contender in fp32, `tables` a preset that has them; without those they are left out.
 pub fn draw(run: &Run, folder: &Path) -> Result<Vec<PathBuf>, String> {
     let cases: Vec<&Case> = run.cases.iter().filter(|case| !case.timings.is_empty()).collect();
     if cases.is_empty() {
         return Err("there is nothing to draw: no case was timed".to_string());
     }
     fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    let drawings =
-        [("speed-up", speed_up(run, &cases)), ("time", Some(time(run, &cases))), ("error", Some(error(run, &cases)))];
+    let drawings = [
+        ("speed-up", speed_up(run, &cases)),
+        ("time", Some(time(run, &cases))),
+        ("error", Some(error(run, &cases))),
+        ("tables", tables(run)),
+    ];
     let mut files = Vec::new();
     for (name, drawing) in drawings {
         let Some(drawing) = drawing else { continue };

@@ -6,7 +6,7 @@ use super::marks::{
     AXIS, Anchor, BAND, Color, DOT, Drawing, FOOTER, GAP, GRID, HEADING, INK, LABEL, LEADER, MARGIN, SOFT, SUBTITLE,
     WIDTH, look, middle,
 };
-use crate::bench::result::{Case, Run};
+use crate::bench::result::{Case, Machine, Run};
 
 /// One panel's lines.
 pub struct Panel {
@@ -27,6 +27,7 @@ pub struct Series {
 
 /// A point of a line, with the quartiles.
 pub struct Value {
+    /// The batch size, or the length of a bag.
     pub batch: usize,
     pub value: f64,
     pub low: f64,
@@ -45,8 +46,30 @@ impl Value {
 pub struct Words {
     /// The title of the axis upwards.
     pub y: &'static str,
+    /// The title of the axis to the right.
+    pub x: &'static str,
     /// What is below 1, where that is a loss.
     pub losing: Option<&'static str>,
+}
+
+/// With what it was measured.
+pub struct Conditions<'a> {
+    pub machine: &'a Machine,
+    /// Numbers of threads, ascending.
+    pub threads: Vec<usize>,
+    /// What the caches held.
+    pub caches: &'static str,
+}
+
+impl<'a> Conditions<'a> {
+    /// Those of a run's layers.
+    pub fn of(run: &'a Run, cases: &[&Case]) -> Self {
+        let mut threads: Vec<usize> = cases.iter().map(|case| case.threads).collect();
+        threads.sort_unstable();
+        threads.dedup();
+        let caches = if run.machine.cold { "weights evicted from caches (cold)" } else { "warm caches" };
+        Conditions { machine: &run.machine, threads, caches }
+    }
 }
 
 /// The most room for a label at a line's end, where there are so many panels.
@@ -69,18 +92,15 @@ impl Drawing {
     }
 
     /// Where and with what it was measured, under all else.
-    pub fn footer(&mut self, run: &Run, cases: &[&Case]) {
-        let machine = &run.machine;
-        let mut threads: Vec<usize> = cases.iter().map(|case| case.threads).collect();
-        threads.sort_unstable();
-        threads.dedup();
+    pub fn footer(&mut self, conditions: &Conditions) {
+        let Conditions { machine, threads, caches } = conditions;
         let text = [
             machine.cpu.clone(),
             machine.isa.clone(),
             format!("FBGEMM {}", machine.fbgemm.trim_start_matches("FBGEMM ")),
             format!("crate fbgemm {}", machine.version),
-            format!("{} of {}", on_threads(&threads), machine.threads),
-            (if machine.cold { "weights evicted from caches (cold)" } else { "warm caches" }).to_string(),
+            format!("{} of {}", on_threads(threads), machine.threads),
+            caches.to_string(),
             machine.date.clone(),
         ]
         .join(" · ");
@@ -110,8 +130,8 @@ impl Drawing {
         self.height = at.1 + 22.;
     }
 
-    /// Panels by batch size, in one or two columns, and the footer.
-    pub fn panels(mut self, run: &Run, cases: &[&Case], panels: &[Panel], words: Words) -> Self {
+    /// Panels in one or two columns, and the footer.
+    pub fn panels(mut self, conditions: &Conditions, panels: &[Panel], words: Words) -> Self {
         let columns = panels.len().clamp(1, 2);
         let gutter = 28.;
         let width = (WIDTH - 2. * MARGIN - gutter * (columns - 1) as f32) / columns as f32;
@@ -127,16 +147,16 @@ impl Drawing {
             let text = shortened(&panel.heading, HEADING, true, width);
             self.text((at.0, at.1 + 12.), &text, HEADING, true, INK, Anchor::Start);
             self.text((at.0, at.1 + heading + 10.), words.y, LABEL, false, SOFT, Anchor::Start);
-            self.panel(panel, (at.0, at.1 + above), (width, height), words.losing);
+            self.panel(panel, (at.0, at.1 + above), (width, height), words);
         }
         self.height = top + panels.len().div_ceil(columns) as f32 * row - 14.;
-        self.footer(run, cases);
+        self.footer(conditions);
         self
     }
 
     /// A panel's axes, lines and labels, `size` with all but what stands under the axis.
-    fn panel(&mut self, panel: &Panel, at: (f32, f32), size: (f32, f32), losing: Option<&str>) {
-        let y = &panel.y;
+    fn panel(&mut self, panel: &Panel, at: (f32, f32), size: (f32, f32), words: Words) {
+        let (y, losing) = (&panel.y, words.losing);
         let tick = |value: f64, label: &str| match losing {
             Some(_) if value == 1. => format!("fp32  {label}"),
             _ => label.to_string(),
@@ -150,9 +170,9 @@ impl Drawing {
         let strip = if losing.is_some() { 26. } else { 0. };
         let across = |value: f64| bottom - strip - y.at(value) * (size.1 - strip);
 
-        if let Some(words) = losing {
+        if let Some(text) = losing {
             self.area((left, across(1.)), (right - left, bottom - across(1.)), BAND);
-            self.text((left + 8., middle(bottom - strip / 2., LABEL)), words, LABEL, false, SOFT, Anchor::Start);
+            self.text((left + 8., middle(bottom - strip / 2., LABEL)), text, LABEL, false, SOFT, Anchor::Start);
         }
         for (value, label) in &ticks {
             let one = losing.is_some() && *value == 1.;
@@ -187,7 +207,7 @@ impl Drawing {
             }
         }
         let at = ((left + right) / 2., bottom + 40.);
-        self.text(at, "batch size (rows of input)", LABEL, false, SOFT, Anchor::Middle);
+        self.text(at, words.x, LABEL, false, SOFT, Anchor::Middle);
 
         let mut ends = Vec::new();
         for series in &panel.series {

@@ -1,16 +1,17 @@
-//! The three drawings: speed-up, time and error.
+//! The drawings: speed-up, time and error of layers, and time of embedding tables.
 
 use super::axes::{Scale, good, power, ratio, seconds};
 use super::labels::{Names, kind, layer_name, shortened, width};
 use super::marks::{Anchor, BAND, COLORS, DOT, Drawing, GRID, HEADING, INK, LABEL, MARGIN, SOFT, WIDTH, look, middle};
-use super::panels::{Panel, Series, Value, Words, label_width};
-use crate::bench::result::{Case, Run};
+use super::panels::{Conditions, Panel, Series, Value, Words, label_width};
+use crate::bench::result::{Case, Run, TableCase, TableTiming};
 
 // More than these are not readable at a glance; what is left out is said.
 const MOST_PANELS: usize = 12;
 const FEW_PANELS: usize = 6;
 const MOST_LINES: usize = 2 * COLORS.len();
 const MOST_ROWS: usize = 24;
+const BATCH: &str = "batch size (rows of input)";
 
 /// Speed-up over the best fp32 contender by batch size: a panel for each source and number of threads, a line for each
 /// shape.
@@ -53,8 +54,8 @@ pub fn speed_up(run: &Run, cases: &[&Case]) -> Option<Drawing> {
         cases.first()?.ours().contender,
     );
     let page = Drawing::page("How many times faster int8 is than fp32", &subtitle);
-    let words = Words { y: "speed-up over the best fp32", losing: Some("below 1×: int8 is slower") };
-    Some(page.panels(run, &cases, &panels, words))
+    let words = Words { y: "speed-up over the best fp32", x: BATCH, losing: Some("below 1×: int8 is slower") };
+    Some(page.panels(&Conditions::of(run, &cases), &panels, words))
 }
 
 /// Time for a call by batch size: a panel for each shape, a line for each contender.
@@ -113,7 +114,8 @@ pub fn time(run: &Run, cases: &[&Case]) -> Drawing {
         "Medians, with quartiles as thin upright lines; lower is better.{scales} Layers: inputs→outputs.{note}"
     );
     let page = Drawing::page("Time for one call, by batch size", &subtitle);
-    page.panels(run, cases, &panels, Words { y: "time for a call", losing: None })
+    let words = Words { y: "time for a call", x: BATCH, losing: None };
+    page.panels(&Conditions::of(run, cases), &panels, words)
 }
 
 /// Error against float64: a row for each shape, a dot for each contender.
@@ -182,8 +184,60 @@ pub fn error(run: &Run, cases: &[&Case]) -> Drawing {
     }
     page.text(((left + right) / 2., bottom + 42.), "relative error", LABEL, false, SOFT, Anchor::Middle);
     page.height = bottom + 58.;
-    page.footer(run, cases);
+    page.footer(&Conditions::of(run, cases));
     page
+}
+
+/// Time for a row by the length of bags: a panel for each table's shape, a line for each contender. PyTorch's have the
+/// colours of this crate's, and rings.
+pub fn tables(run: &Run) -> Option<Drawing> {
+    let timed = || run.tables.iter().flat_map(|case| &case.timings).filter(|timing| good(timing.median));
+    let mut names: Vec<&str> = Vec::new();
+    for timing in timed() {
+        if !names.contains(&timing.contender.as_str()) {
+            names.push(&timing.contender);
+        }
+    }
+    // A format is the last word of all names but that of plain loops.
+    let format = |name: &str| name.rsplit(' ').next().unwrap_or_default().to_string();
+    let ours: Vec<&str> = names.iter().copied().filter(|name| format(name) == *name).collect();
+    let color = |name: &str| match ours.iter().position(|ours| format(name) == **ours) {
+        Some(i) => (look(i).0, name != ours[i]),
+        None => look(ours.len()),
+    };
+    let low = timed().map(|timing| timing.low).filter(|low| good(*low)).reduce(f64::min)?;
+    let high = timed().map(|timing| timing.high).filter(|high| good(*high)).fold(low, f64::max);
+    let mut shapes: Vec<(usize, usize)> = run.tables.iter().map(|case| (case.rows, case.dimension)).collect();
+    shapes.dedup();
+    let most = label_width(shapes.len());
+    let panels: Vec<Panel> = shapes
+        .iter()
+        .map(|shape| {
+            let cases = || run.tables.iter().filter(|case| (case.rows, case.dimension) == *shape);
+            let value = |case: &TableCase, timing: &TableTiming| Value {
+                batch: case.bag,
+                value: timing.median,
+                low: if good(timing.low) { timing.low } else { timing.median },
+                high: if good(timing.high) { timing.high } else { timing.median },
+            };
+            let series = names.iter().map(|name| {
+                let of_name = |timing: &&TableTiming| timing.contender == *name && good(timing.median);
+                let points = cases().filter_map(|case| Some(value(case, case.timings.iter().find(of_name)?))).collect();
+                let main = ours.contains(name);
+                Series { label: shortened(name, LABEL, main, most), look: color(name), main, points }
+            });
+            Panel {
+                heading: format!("{} rows of {}", shape.0, shape.1),
+                y: Scale::new(low, high, 10., &[1., 2., 5.], seconds),
+                series: series.filter(|series: &Series| !series.points.is_empty()).collect(),
+            }
+        })
+        .collect();
+    let subtitle = "Medians, with quartiles as thin upright lines; lower is better. Formats by their names are this \
+                    crate's, rings PyTorch's operators, called from Python. All panels have one scale.";
+    let page = Drawing::page("Time to look up a row of an embedding table, by the length of bags", subtitle);
+    let conditions = Conditions { machine: &run.machine, threads: vec![1], caches: "random rows" };
+    Some(page.panels(&conditions, &panels, Words { y: "time for a row", x: "rows of a bag", losing: None }))
 }
 
 /// What tells a source's layers apart, small ones first: its name too, should two of a shape have been given.

@@ -5,7 +5,7 @@ use super::labels::{apart, on_threads, width};
 use super::marks::{Anchor, COLORS, Drawing, Mark, WIDTH};
 use super::pictures::spread;
 use super::*;
-use crate::bench::result::{Limits, Machine, Timing};
+use crate::bench::result::{Limits, Machine, TableCase, TableTiming, Timing};
 
 const CONTENDERS: [&str; 4] = ["fbgemm", "gemm", "matrixmultiply", "OpenBLAS 0.3"];
 const SHAPES: [(&str, usize, usize); 3] = [("query", 384, 384), ("up", 1536, 384), ("down", 384, 1536)];
@@ -70,7 +70,7 @@ fn run(
 /// All drawings of a run.
 fn drawings(run: &Run) -> Vec<Drawing> {
     let cases: Vec<&Case> = run.cases.iter().collect();
-    let all = [speed_up(run, &cases), Some(time(run, &cases)), Some(error(run, &cases))];
+    let all = [speed_up(run, &cases), Some(time(run, &cases)), Some(error(run, &cases)), tables(run)];
     all.into_iter().flatten().collect()
 }
 
@@ -116,6 +116,38 @@ fn writes_all_drawings() {
     assert_eq!(draw(&run, &nested).unwrap(), files);
 }
 
+/// With the tables of a preset, and PyTorch's.
+fn with_tables() -> Run {
+    let names = ["fp32, plain loops", "fp32", "int8", "int2", "PyTorch 2.14.1 fp32", "PyTorch 2.14.1 int8"];
+    let mut run = run(&["dlrm"], &SHAPES[..1], &[1, 8], &[1], &CONTENDERS);
+    for (rows, dimension) in [(10_000, 64), (10_000, 128), (10_000_000, 64)] {
+        for bag in [1, 20, 100] {
+            let timing = |(i, name): (usize, &&str)| {
+                let median = 1e-9 * (dimension * (i + 2)) as f64 / (bag as f64).powf(0.2);
+                let (low, high) = (median * 0.9, median * 1.2);
+                TableTiming { contender: name.to_string(), row_bytes: dimension, median, low, high, limit_share: None }
+            };
+            let timings = names.iter().enumerate().map(timing).collect();
+            run.tables.push(TableCase { rows, dimension, bag, timings });
+        }
+    }
+    run
+}
+
+#[test]
+fn draws_tables_where_there_are_any() {
+    let folder = Folder::new("tables");
+    let files = draw(&with_tables(), &folder.0).unwrap();
+    assert_eq!(files.last().unwrap().file_name().unwrap(), "tables.svg");
+    let svg = fs::read_to_string(files.last().unwrap()).unwrap();
+    for text in ["10000 rows of 64", "10000000 rows of 64", "PyTorch 2.14.1 int8", "rows of a bag", "1 thread of 2"] {
+        assert!(svg.contains(text), "{text} is missing");
+    }
+    let mut none = with_tables();
+    none.tables.iter_mut().for_each(|case| case.timings.clear());
+    assert_eq!(draw(&none, &folder.0).unwrap().len(), 3);
+}
+
 #[test]
 fn needs_fp32_for_the_speed_up_only() {
     let folder = Folder::new("alone");
@@ -152,6 +184,7 @@ fn keeps_texts_apart() {
         ("one point", run(&["minilm"], &SHAPES[..1], &[1], &[1], &CONTENDERS)),
         ("twelve", run(&["shapes"], &many[..12], &[1, 8, 32, 128], &[1], &CONTENDERS)),
         ("forty", run(&["shapes", "again"], &many, &[1, 128], &[1, 2, 4], &CONTENDERS)),
+        ("tables", with_tables()),
         ("long", run(&[long, &long[1..]], &[(long, 384, 384), (long, 384, 1536)], &[1, 8], &[1, 2], &nine)),
     ] {
         for page in drawings(&run) {
