@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 
 MANIFEST = "MANIFEST"
@@ -91,10 +92,21 @@ def bytes_under(folder):
     return total
 
 
-def die_with_parent():
+def die_with_parent(parent):
     """A killed fetch takes its pip along, which would else go on filling a folder that nobody waits for."""
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # killed before the line above
+        os._exit(1)
+
+
+def remove(folder):
+    """A pip that was killed with its fetch may still end a write, which brings back what was removed."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        time.sleep(0.05)
 
 
 def download(item, work):
@@ -116,8 +128,9 @@ def download(item, work):
     # pip streams each wheel into its temporary folder: kept inside `work`, it is on the cache's disk, it goes
     # when `work` goes, and its growth is the progress.
     environment = dict(os.environ, TMPDIR=scratch)
+    parent = os.getpid()
     pip = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True, preexec_fn=die_with_parent)
+                           stderr=subprocess.STDOUT, text=True, preexec_fn=lambda: die_with_parent(parent))
     total = sum(wheel["size"] for wheel in item["wheels"])
     done = threading.Event()
 
@@ -134,6 +147,7 @@ def download(item, work):
         reporter.join()
         if pip.poll() is None:
             pip.kill()
+            pip.wait()
     if pip.returncode != 0:
         names = ", ".join(f"{w['name']}=={w['version']}" for w in item["wheels"])
         if "No module named pip" in output:
@@ -188,7 +202,7 @@ def fetch(item, cache, final, offline, why):
             os.rename(final, os.path.join(work, "old"))
         os.rename(tree, final)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(work)
 
 
 def cache_folder():
@@ -217,7 +231,7 @@ def obtain(item, cache, offline):
         final = os.path.join(cache, item["dir"])
         for left in os.listdir(cache):  # of fetches that were killed: the lock says that none is alive
             if left.startswith(f".fetch-{item['dir']}-"):
-                shutil.rmtree(os.path.join(cache, left), ignore_errors=True)
+                remove(os.path.join(cache, left))
         if not os.path.lexists(final):
             fetch(item, cache, final, offline, "not there")
         elif found := flaw(final, item):
