@@ -160,3 +160,9 @@ impl Case {
         Some(self.best_fp32()?.median / self.ours().median)
     }
 }
+
+/// "10 M x 64": a table's rows, and the elements of one.
+pub fn table_shape(rows: usize, dimension: usize) -> String {
+    let rows = if rows >= 1_000_000 { format!("{} M", rows / 1_000_000) } else { format!("{} k", rows / 1000) };
+    format!("{rows} x {dimension}")
+}

@@ -2,7 +2,7 @@
 
 use super::limits::last_cache;
 use super::pytorch::{PyTorch, Task};
-use super::result::{TableCase, TableTiming};
+use super::result::{TableCase, TableTiming, table_shape};
 use super::threads::with_crew;
 use crate::table::aligned;
 use fbgemm::{BagOptions, EmbeddingFormat, EmbeddingTable};
@@ -64,7 +64,7 @@ fn of_shape(
             let (needed, free) = (bytes as f64 / 1e9, free.unwrap_or(0) as f64 / 1e9);
             measured.left_out.push(format!(
                 "{} in {format}: {needed:.1} GB, and {free:.1} GB of memory are free",
-                shape(rows, dimension)
+                table_shape(rows, dimension)
             ));
             continue;
         }
@@ -78,7 +78,7 @@ fn of_shape(
         let task = Task { format: &name, rows, dimension, repetitions, call: CALL, calls: CALLS, bags: &BAGS };
         match pytorch.time(&task) {
             Ok(times) => cases.iter_mut().zip(times).for_each(|(case, times)| add(case, pytorch, &name, times)),
-            Err(e) => measured.left_out.push(format!("PyTorch's {} in {name}: {e}", shape(rows, dimension))),
+            Err(e) => measured.left_out.push(format!("PyTorch's {} in {name}: {e}", table_shape(rows, dimension))),
         }
     }
     // PyTorch's behind all of ours.
@@ -245,11 +245,6 @@ fn wish_for(place: *const u8) {
     let _ = place;
 }
 
-fn shape(rows: usize, dimension: usize) -> String {
-    let rows = if rows >= 1_000_000 { format!("{} M", rows / 1_000_000) } else { format!("{} k", rows / 1000) };
-    format!("{rows} x {dimension}")
-}
-
 /// For people.
 pub fn text(measured: &Measured) -> String {
     let ours: Vec<String> = std::iter::once(PLAIN.to_string()).chain(FORMATS.map(|f| f.to_string())).collect();
@@ -265,7 +260,9 @@ pub fn text(measured: &Measured) -> String {
         for case in &measured.cases {
             let of = |name: &String| case.timings.iter().find(|timing| timing.contender == *name);
             let cells = names.iter().map(|name| of(name).map_or_else(|| "-".to_string(), cell));
-            rows.push([shape(case.rows, case.dimension), case.bag.to_string()].into_iter().chain(cells).collect());
+            rows.push(
+                [table_shape(case.rows, case.dimension), case.bag.to_string()].into_iter().chain(cells).collect(),
+            );
         }
         aligned(&rows, false)
     };
@@ -277,7 +274,7 @@ pub fn text(measured: &Measured) -> String {
     text += "\nNanoseconds for a row that is looked up and added to its bag's sum, medians.\n";
     if !theirs.is_empty() {
         text += &format!("\n{}", table(&theirs, nanoseconds));
-        text += "\nThe same by PyTorch's operators, called from Python, 2000 rows a call.\n";
+        text += "\nThe same by PyTorch's operators, called from Python, 2000 rows a call; they make a new output each time.\n";
     }
     text += &format!("\n{}", table(&ours, share));
     text += "

@@ -4,7 +4,7 @@ use super::axes::{Scale, good, power, ratio, seconds};
 use super::labels::{Names, kind, layer_name, shortened, width};
 use super::marks::{Anchor, BAND, COLORS, DOT, Drawing, GRID, HEADING, INK, LABEL, MARGIN, SOFT, WIDTH, look, middle};
 use super::panels::{Conditions, Panel, Series, Value, Words, label_width};
-use crate::bench::result::{Case, Run, TableCase, TableTiming};
+use crate::bench::result::{Case, Run, TableCase, TableTiming, table_shape};
 
 // More than these are not readable at a glance; what is left out is said.
 const MOST_PANELS: usize = 12;
@@ -227,13 +227,13 @@ pub fn tables(run: &Run) -> Option<Drawing> {
                 Series { label: shortened(name, LABEL, main, most), look: color(name), main, points }
             });
             Panel {
-                heading: format!("{} rows of {}", shape.0, shape.1),
+                heading: table_shape(shape.0, shape.1),
                 y: Scale::new(low, high, 10., &[1., 2., 5.], seconds),
                 series: series.filter(|series: &Series| !series.points.is_empty()).collect(),
             }
         })
         .collect();
-    let subtitle = "Medians, with quartiles as thin upright lines; lower is better. Formats by their names are this \
+    let subtitle = "Medians, with quartiles as thin upright lines; lower is better. Tables: rows x elements. Formats by their names are this \
                     crate's, rings PyTorch's operators, called from Python. All panels have one scale.";
     let page = Drawing::page("Time to look up a row of an embedding table, by the length of bags", subtitle);
     let conditions = Conditions { machine: &run.machine, threads: vec![1], caches: "random rows" };

@@ -140,7 +140,7 @@ fn draws_tables_where_there_are_any() {
     let files = draw(&with_tables(), &folder.0).unwrap();
     assert_eq!(files.last().unwrap().file_name().unwrap(), "tables.svg");
     let svg = fs::read_to_string(files.last().unwrap()).unwrap();
-    for text in ["10000 rows of 64", "10000000 rows of 64", "PyTorch 2.14.1 int8", "rows of a bag", "1 thread of 2"] {
+    for text in ["10 k x 64", "10 M x 64", "PyTorch 2.14.1 int8", "rows of a bag", "1 thread of 2"] {
         assert!(svg.contains(text), "{text} is missing");
     }
     let mut none = with_tables();
