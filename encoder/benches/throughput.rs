@@ -1,6 +1,7 @@
 //! Texts a second of all-MiniLM-L6-v2 in int8, beside what `peers.py` measures of others on the same tokens.
 //!
-//! Times are processor time of all threads, so that a machine that does something else disturbs them less.
+//! Times are processor time of all threads, so that a machine that does something else disturbs them less. Words behind
+//! `--` choose: threads, tokens, texts; `-- 1 64` is one thread and 64 tokens.
 
 use fbgemm_encoder::{Encoder, EncoderOptions, Pooling, Tokens};
 use fbgemm_testkit::fetch;
@@ -13,10 +14,15 @@ fn main() {
     let options = EncoderOptions::new().pooling(Pooling::Mean).normalize(true).max_tokens(512);
     let encoder = Encoder::open(folder, &options).expect("a model");
     let threads: Vec<usize> = if test { vec![1] } else { vec![1, 2] };
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     for threads in threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
         for length in ["16", "64", "128", "mixed"] {
             for batch in [1, 8, 32] {
+                let of_this = [threads.to_string(), length.to_string(), batch.to_string()];
+                if !test && chosen.iter().zip(&of_this).any(|(a, b)| a != b) {
+                    continue;
+                }
                 let tokens = tokens(length.parse().ok(), batch);
                 let mut output = vec![0.0; batch * encoder.outputs()];
                 let mut run = || pool.install(|| encoder.embed_tokens(&tokens, &mut output).expect("vectors"));

@@ -270,23 +270,23 @@ impl Layer {
         let (heads, width) = (of.heads, of.config.width);
         let first = tokens.range(texts.start).start;
         let count = tokens.range(texts.end - 1).end - first;
-        let (qkv, context) = (grow(qkv, count * 3 * width), grow(context, count * width));
-        let mut text = texts.start;
+        let longest = texts.clone().map(|text| tokens.range(text).len()).max().unwrap_or(0);
+        let (qkv, context) = (grow(qkv, longest * 3 * width), grow(context, count * width));
+        let (mut text, mut range) = (texts.start, tokens.range(texts.start));
         rows.run(&self.qkv, outputs, |i, row| {
-            while first + i >= tokens.range(text).end {
+            while first + i >= range.end {
                 text += 1;
+                range = tokens.range(text);
             }
-            let range = tokens.range(text);
-            let of_text = &mut qkv[(range.start - first) * 3 * width..(range.end - first) * 3 * width];
+            let of_text = &mut qkv[..range.len() * 3 * width];
             heads.place(row, first + i - range.start, range.len(), of_text);
+            // A text's attention at once, while what it reads is in the cache.
+            if first + i + 1 == range.end {
+                let output = &mut context[(range.start - first) * width..(range.end - first) * width];
+                heads.attend(&[of_text], 0, of.bias(), output, attention);
+            }
             Ok(())
         })?;
-        for text in texts {
-            let range = tokens.range(text).start - first..tokens.range(text).end - first;
-            let of_text = &qkv[range.start * 3 * width..range.end * 3 * width];
-            let output = &mut context[range.start * width..range.end * width];
-            heads.attend(&[of_text], 0, of.bias(), output, attention);
-        }
         self.finish(of, then, count, scratch)
     }
 
