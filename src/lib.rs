@@ -60,6 +60,10 @@ pub use nn::float_linear::FloatLinear;
 pub use nn::fp16_linear::Fp16Linear;
 pub use nn::linear::Linear;
 pub use nn::quantized_linear::{PortableLinear, QuantizedLinear};
+pub use nn::recurrent::gru::{Gru, GruCell};
+pub use nn::recurrent::lstm::{Lstm, LstmCell};
+pub use nn::recurrent::rnn::{Nonlinearity, Rnn, RnnCell};
+pub use ops::activations::Activations;
 pub use ops::embedding::{EmbeddingFormat, EmbeddingTable, pack_embedding, pack_embedding_into};
 pub use ops::embedding_bag::{
     BagOptions, EmbeddingIndex, EmbeddingOutput, embedding, embedding_bag, embedding_bag_into, embedding_bag_tasks,
