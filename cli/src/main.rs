@@ -14,6 +14,7 @@ mod stdio;
 mod table;
 mod verify;
 mod verify_embedding;
+mod verify_recurrent;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;

@@ -10,5 +10,6 @@ pub mod files;
 pub mod minilm;
 pub mod process;
 pub mod random;
+pub mod recurrent;
 pub mod reference;
 pub mod timing;
