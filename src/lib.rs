@@ -50,7 +50,8 @@ pub use model::file::checkpoint_options::CheckpointOptions;
 pub use model::file::layers::{PlainTensor, load_modules, save_modules};
 #[cfg(feature = "safetensors")]
 pub use model::file::model_file::ModelFile;
-pub use model::modules::{Module, ModuleMut, Modules, join_name};
+pub use model::modules::{Module, ModuleMut, Modules};
+pub use model::names::{join_name, part_name};
 pub use model::options::QuantizeOptions;
 pub use model::quantize::{quantize_modules, unload_modules};
 pub use model::report::{BetterScheme, LayerKind, LayerReport, QuantizeReport, Skipped, WeightReport};

@@ -1,5 +1,6 @@
 //! The walk over a model's layers by dotted name.
 
+use super::names::join_name;
 use crate::nn::embedding::{Embedding, EmbeddingBag};
 use crate::nn::linear::Linear;
 use crate::nn::recurrent::cell::{Cell, HasCell};
@@ -85,11 +86,6 @@ pub trait Modules {
     }
 }
 
-/// `name.part`, or `part` at the top: for implementations of [`Modules`].
-pub fn join_name(name: &str, part: impl std::fmt::Display) -> String {
-    if name.is_empty() { part.to_string() } else { format!("{name}.{part}") }
-}
-
 /// A layer is shown as it is.
 macro_rules! layers {
     ($($type:ident),*) => {$(
@@ -134,7 +130,7 @@ fn visit_cell_mut(cell: &mut Cell, name: &str, suffix: &str, visit: &mut dyn FnM
 fn cell_suffix(i: usize, bidirectional: bool) -> String {
     match bidirectional {
         false => format!("_l{i}"),
-        true => format!("_l{}{}", i / 2, if i % 2 == 0 { "" } else { "_reverse" }),
+        true => format!("_l{}{}", i / 2, if i.is_multiple_of(2) { "" } else { "_reverse" }),
     }
 }
 

@@ -86,7 +86,8 @@ fn linear(case: &Case, part: &str, way: &str) -> Result<Result<Linear, Error>, S
     let bias = format!("bias_{part}");
     let bias = if case.has(&bias) { Some(case.tensor::<f32>(&bias)?.1) } else { None };
     let of_2 = |shape: Vec<usize>| {
-        <[usize; 2]>::try_from(shape).map_err(|shape| format!("case {:?}: weight_{part} has shape {shape:?}", case.name))
+        <[usize; 2]>::try_from(shape)
+            .map_err(|shape| format!("case {:?}: weight_{part} has shape {shape:?}", case.name))
     };
     if way == "fp16" {
         let (shape, weight) = case.tensor::<f32>(&name(""))?;

@@ -1,6 +1,6 @@
 //! Which layers compete: presets, the user's own shapes, and a checkpoint's.
 
-use fbgemm::{Int8Scheme, ModelFile, QuantizeOptions, join_name, quantize_checkpoint};
+use fbgemm::{Int8Scheme, ModelFile, QuantizeOptions, part_name, quantize_checkpoint};
 use fbgemm_testkit::random::normal;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -108,9 +108,9 @@ pub fn model(path: &Path) -> Result<Vec<Shape>, String> {
             shape.count += 1;
             continue;
         }
-        let tensor = |part: &str| file.tensor_f32(&join_name(&layer.name, part)).map(|(_, values)| values);
+        let tensor = |part: &str| file.tensor_f32(&part_name(&layer.name, part)).map(|(_, values)| values);
         let weight = tensor("weight").map_err(about)?;
-        let bias_name = join_name(&layer.name, "bias");
+        let bias_name = part_name(&layer.name, "bias");
         let has_bias = file.tensor_names().contains(&bias_name.as_str());
         let bias = if has_bias { tensor("bias").map_err(about)? } else { vec![0.0; out_features] };
         let error = layer.outcome.as_ref().map_or(0.0, |weight| weight.relative_error);

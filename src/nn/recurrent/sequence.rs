@@ -132,12 +132,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(
-        form: Form,
-        cells: &[impl HasCell],
-        (time, batch): (usize, usize),
-        (width, hidden): (usize, usize),
-    ) -> Self {
+    fn new(form: Form, cells: &[impl HasCell], (time, batch): (usize, usize), (width, hidden): (usize, usize)) -> Self {
         /// The most elements of the gates and the gathered rows of the steps computed at once, unless one step has more.
         const MOST: usize = (2 << 20) / size_of::<f32>();
         let (directions, gates) = (form.directions(), cells[0].cell().gates.count() * hidden);
