@@ -12,4 +12,5 @@ pub mod process;
 pub mod random;
 pub mod recurrent;
 pub mod reference;
+pub mod speech;
 pub mod timing;

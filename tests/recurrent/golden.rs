@@ -1,7 +1,7 @@
 //! PyTorch's own outputs: bit for bit with its sigmoid and tanh, and nearly with the portable ones.
 
 use crate::{Sizes, quantized};
-use fbgemm::{Activations, Error, Int8Scheme};
+use fbgemm::{Activations, Error, Int8Scheme, ModelFile};
 use fbgemm_testkit::cases::{Case, CaseFile};
 use fbgemm_testkit::compare::bits;
 use fbgemm_testkit::files::golden;
@@ -68,8 +68,8 @@ fn pytorchs_layers_and_cells_are_given_bit_for_bit_with_its_activations() {
         println!("this CPU's or provider's activations are others than those of the cases");
         return;
     };
-    // Its fp16 sums have another order on AVX2.
-    let wide = fbgemm::cpu_support().unwrap() != fbgemm::Isa::Avx2;
+    // Its fp16 sums have another order with 256-bit registers.
+    let wide = matches!(fbgemm::cpu_support().unwrap(), fbgemm::Isa::Avx512 | fbgemm::Isa::Avx512Vnni);
     // The older cells' inputs have 8 bits, whose sums saturate without VNNI.
     let exact = fbgemm::cpu_support().unwrap().sums_pairs_exactly();
     each(activations, |file, case, given| {
@@ -77,6 +77,54 @@ fn pytorchs_layers_and_cells_are_given_bit_for_bit_with_its_activations() {
             assert_eq!(difference(case, &given), 0.0, "{file}: case {} of {}", case.name, case.op);
         }
     });
+}
+
+/// What examples/export.py made of PyTorch's own quantized layers, the older ones of torch.jit.quantized among them.
+#[test]
+fn exported_layers_give_pytorchs_outputs() {
+    let folder = fbgemm_testkit::files::golden_folder().join("exported");
+    let open = |name: &str| ModelFile::open(folder.join(format!("{name}.safetensors"))).unwrap();
+    let (file, outputs) = (open("recurrent"), open("recurrent-outputs"));
+    let expected = |name: &str| outputs.tensor_f32(name).unwrap().1;
+    let as_made = as_where_the_cases_were_made();
+    let wide = matches!(fbgemm::cpu_support().unwrap(), fbgemm::Isa::Avx512 | fbgemm::Isa::Avx512Vnni);
+    let exact = fbgemm::cpu_support().unwrap().sums_pairs_exactly();
+    for (activations, tolerance) in as_made.map(|activations| (activations, 0.0)).into_iter().chain([(Activations::portable(), 0.02)]) {
+        let check = |name: &str, ours: &[f32], holds: bool| {
+            let expected = expected(name);
+            assert_eq!(ours.len(), expected.len(), "{name}");
+            let worst = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= tolerance || !holds, "{name}: {worst:e} with {activations}");
+        };
+        let lstm = |name: &str, input: &str, holds: bool| {
+            let lstm = file.lstm(name).unwrap().with_activations(activations);
+            let (mut h, mut c) = (lstm.zero_state(3).unwrap(), lstm.zero_state(3).unwrap());
+            check(name, &lstm.forward(&expected(input), &mut h, &mut c).unwrap(), holds);
+        };
+        lstm("lstm", "input", true);
+        let gru = file.gru("gru").unwrap().with_activations(activations);
+        check("gru", &gru.forward(&expected("lstm"), &mut gru.zero_state(3).unwrap()).unwrap(), true);
+        lstm("fp16", "gru", wide || tolerance > 0.0);
+        lstm("old", "fp16", exact);
+        let (mut h, mut c) = (vec![0.0; 60], vec![0.0; 60]);
+        let cell = file.lstm_cell("cell").unwrap().with_activations(activations);
+        cell.forward(&expected("old")[..3 * 68], &mut h, &mut c).unwrap();
+        check("cell", &h, true);
+        let mut h = vec![0.0; 21];
+        let cell = file.rnn_cell("last", fbgemm::Nonlinearity::Relu).unwrap().with_activations(activations);
+        cell.forward(&expected("cell"), &mut h).unwrap();
+        check("last", &h, true);
+    }
+    // And float layers are quantized as this crate does.
+    let (floats, quantized) = (open("recurrent-float"), open("recurrent-accurate"));
+    for name in ["gru.weight_ih_l0", "gru.weight_hh_l0", "cell.weight_ih", "cell.weight_hh"] {
+        let (shape, weight) = floats.tensor_f32(name).unwrap();
+        let scheme = Int8Scheme::accurate();
+        let expected = fbgemm::quantize_weight_as(&weight, shape[0], shape[1], scheme.weights).unwrap();
+        let layer = quantized.portable(name).unwrap();
+        assert!(layer.weight() == &expected && layer.input_scheme() == scheme.inputs, "{name}");
+        assert_eq!(layer.bias().unwrap(), floats.tensor_f32(&name.replace("weight", "bias")).unwrap().1);
+    }
 }
 
 /// A last bit can decide a rounding of the hidden state, and so a step of its quantization, 1/127 of its range: what that

@@ -5,6 +5,7 @@ mod errors;
 mod files;
 mod golden;
 mod properties;
+mod speech;
 
 use fbgemm::{Gru, GruCell, Linear, LinearScheme, Lstm, LstmCell, QuantizeOptions, quantize_modules};
 use fbgemm_testkit::process::{LIMIT, again, lesser, succeed};
