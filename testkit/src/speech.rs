@@ -97,7 +97,10 @@ impl Vad {
             Ok(Self {
                 lstm_cell: file.lstm_cell("lstm_cell")?,
                 spectrum: convolution("stft_conv", 128, 0)?,
-                convolutions: strides.map(|(name, stride)| convolution(name, stride, 1)).into_iter().collect::<Result<_, _>>()?,
+                convolutions: strides
+                    .map(|(name, stride)| convolution(name, stride, 1))
+                    .into_iter()
+                    .collect::<Result<_, _>>()?,
                 last: convolution("final_conv", 1, 0)?,
             })
         };
@@ -168,7 +171,10 @@ impl Convolution {
         }
         let y = self.linear.forward(&rows)?;
         let outputs = self.linear.out_features();
-        Ok((0..outputs).flat_map(|output| (0..steps).map(move |step| (step, output))).map(|(s, o)| y[s * outputs + o]).collect())
+        Ok((0..outputs)
+            .flat_map(|output| (0..steps).map(move |step| (step, output)))
+            .map(|(s, o)| y[s * outputs + o])
+            .collect())
     }
 }
 
@@ -283,7 +289,8 @@ pub fn mel_spectrum(samples: &[f32]) -> Vec<f32> {
     use std::f64::consts::TAU;
     let power = samples.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / samples.len() as f64;
     let gain = 10f64.powf((-30.0 - 10.0 * power.log10()) / 20.0);
-    let to_hz = |mel: f64| if mel < 15.0 { mel * 200.0 / 3.0 } else { 1000.0 * ((mel - 15.0) * 6.4f64.ln() / 27.0).exp() };
+    let to_hz =
+        |mel: f64| if mel < 15.0 { mel * 200.0 / 3.0 } else { 1000.0 * ((mel - 15.0) * 6.4f64.ln() / 27.0).exp() };
     let top = 15.0 + 8f64.ln() / (6.4f64.ln() / 27.0);
     let edges: Vec<f64> = (0..MELS + 2).map(|i| to_hz(top * i as f64 / (MELS + 1) as f64)).collect();
     let filter = |mel: usize, bin: usize| {
@@ -294,7 +301,8 @@ pub fn mel_spectrum(samples: &[f32]) -> Vec<f32> {
     let waves: Vec<(f64, f64)> = (0..WINDOW).map(|i| (TAU * i as f64 / WINDOW as f64).sin_cos()).collect();
     let mut spectrum = Vec::new();
     for start in (0..=samples.len()).step_by(STEP) {
-        let sample = |i: usize| (start + i).checked_sub(WINDOW / 2).and_then(|i| samples.get(i)).copied().unwrap_or(0.0);
+        let sample =
+            |i: usize| (start + i).checked_sub(WINDOW / 2).and_then(|i| samples.get(i)).copied().unwrap_or(0.0);
         let window: Vec<f64> = (0..WINDOW).map(|i| f64::from(sample(i)) * gain * (0.5 - 0.5 * waves[i].1)).collect();
         let bins: Vec<f64> = (0..BINS)
             .map(|bin| {

@@ -5,10 +5,12 @@
 PACKAGES is a folder with the unpacked wheels of silero-vad 6.2.3, g2p-en 2.1.0, resemblyzer 0.1.4 and pyannote.audio 3.3.2,
 whose sample is 30 seconds of a conversation; WORDS a text. Writes to speech/:
 
-    vad.safetensors      silero-vad: the probability of speech of each 512 samples of the conversation
-    g2p.tsv              g2p-en: 501 words of the text and the numbers of their phonemes, by its numpy code
+    vad.safetensors      silero-vad: the probability of speech of each 512 samples of the conversation, by the weights of
+                         its safetensors file (its .jit has others) in PyTorch's layers, as its tinygrad_model.py says
+    g2p.tsv              g2p-en: the text's 501 commonest words and the numbers of their phonemes, by its numpy code
     voices.safetensors   resemblyzer: vectors of the conversation's pieces of 160 frames, each 240 after the one before
 """
+import collections
 import re
 import sys
 import wave
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 torch.set_num_threads(1)
 PACKAGES, WORDS = Path(sys.argv[1]), Path(sys.argv[2])
@@ -30,10 +32,22 @@ def samples():
 
 
 def vad(audio):
-    model = torch.jit.load(PACKAGES / "silero_vad/data/silero_vad.jit")
-    pieces = torch.from_numpy(audio[: len(audio) // 512 * 512].reshape(-1, 512))
+    weights = load_file(PACKAGES / "silero_vad/data/silero_vad_16k.safetensors")
+    cell = torch.nn.LSTMCell(128, 128)
+    cell.load_state_dict({name.split(".")[1]: value for name, value in weights.items() if name.startswith("lstm_cell")})
+    conv1d, found, state = torch.nn.functional.conv1d, [], None
+    padded = torch.nn.functional.pad(torch.from_numpy(audio[: len(audio) // 512 * 512]), (64, 0))
     with torch.no_grad():
-        return torch.stack([model(piece, 16000).flatten()[0] for piece in pieces])
+        for start in range(0, len(padded) - 64, 512):
+            x = torch.nn.functional.pad(padded[None, start : start + 576], (0, 64), "reflect")[:, None]
+            x = conv1d(x, weights["stft_conv.weight"], stride=128)
+            x = (x[:, :129] ** 2 + x[:, 129:] ** 2).sqrt()
+            for i, stride in ((1, 1), (2, 2), (3, 2), (4, 1)):
+                x = conv1d(x, weights[f"conv{i}.weight"], weights[f"conv{i}.bias"], stride, padding=1).relu()
+            state = cell(x.squeeze(-1), state)
+            x = conv1d(state[0].relu()[..., None], weights["final_conv.weight"], weights["final_conv.bias"])
+            found.append(x.sigmoid().flatten()[0])
+    return torch.stack(found)
 
 
 def g2p():
@@ -48,9 +62,8 @@ def g2p():
     graphemes = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
     model.g2idx = {g: i for i, g in enumerate(graphemes)}
     model.idx2p = {i: str(i) for i in range(74)}
-    words = sorted(set(re.findall(r"(?<!\w)[a-z]{4,}(?!\w)", WORDS.read_text())))
-    words = words[:: len(words) // 501][:501]
-    assert len(words) == 501
+    counts = collections.Counter(re.findall(r"(?<![\w'])[a-z]{3,}(?![\w'])", WORDS.read_text()))
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:501]
     return [(word, model.predict(word)) for word in words]
 
 

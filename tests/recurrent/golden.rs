@@ -89,7 +89,9 @@ fn exported_layers_give_pytorchs_outputs() {
     let as_made = as_where_the_cases_were_made();
     let wide = matches!(fbgemm::cpu_support().unwrap(), fbgemm::Isa::Avx512 | fbgemm::Isa::Avx512Vnni);
     let exact = fbgemm::cpu_support().unwrap().sums_pairs_exactly();
-    for (activations, tolerance) in as_made.map(|activations| (activations, 0.0)).into_iter().chain([(Activations::portable(), 0.02)]) {
+    for (activations, tolerance) in
+        as_made.map(|activations| (activations, 0.0)).into_iter().chain([(Activations::portable(), 0.02)])
+    {
         let check = |name: &str, ours: &[f32], holds: bool| {
             let expected = expected(name);
             assert_eq!(ours.len(), expected.len(), "{name}");
