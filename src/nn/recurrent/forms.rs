@@ -238,7 +238,7 @@ macro_rules! forward_of_one_state {
             }
 
             /// [`forward`](Self::forward) into the caller's buffer. After a thread's first call of a size this allocates
-            /// nothing.
+            /// nothing in int8 and fp16.
             ///
             /// # Errors
             /// As [`forward`](Self::forward), and [`Error::WrongLength`](crate::Error::WrongLength) for the output, whose

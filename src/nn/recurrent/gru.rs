@@ -48,7 +48,8 @@ impl GruCell {
     }
 
     /// One step of a batch: `input` is \[batch, input_size\], row-major; `h`, \[batch, hidden_size\], becomes the next state,
-    /// which is the output. After a thread's first call of a size this allocates nothing.
+    /// which is the output. After a thread's first call of a size this allocates nothing
+    /// in int8 and fp16.
     ///
     /// # Errors
     /// As [`LstmCell::forward`](crate::LstmCell::forward).

@@ -49,7 +49,8 @@ impl LstmCell {
     }
 
     /// One step of a batch: `input` is \[batch, input_size\], row-major; `h` and `c`, \[batch, hidden_size\], become the next
-    /// state, and `h` is the output. After a thread's first call of a size this allocates nothing.
+    /// state, and `h` is the output. After a thread's first call of a size this allocates nothing
+    /// in int8 and fp16.
     ///
     /// # Errors
     /// [`Error::NotAMultiple`] and [`Error::WrongLength`] for lengths that don't fit; [`Error::ZeroDimension`] for no rows;
@@ -120,7 +121,8 @@ impl Lstm {
         Ok(output)
     }
 
-    /// [`forward`](Self::forward) into the caller's buffer. After a thread's first call of a size this allocates nothing.
+    /// [`forward`](Self::forward) into the caller's buffer. After a thread's first call of a size this allocates nothing
+    /// in int8 and fp16.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), and [`Error::WrongLength`] for the output, whose content is unspecified where a step
