@@ -13,8 +13,10 @@ pub enum Preset {
     Minilm,
     /// BERT-base
     Bert,
-    /// One step of an LSTM of 512, and of 1024
+    /// Gates of an LSTM of 512, and of 1024; and whole LSTMs
     Lstm,
+    /// Gates of a GRU of 512, and of 1024; and whole GRUs
+    Gru,
     /// Both towers of DLRM, as published for the Criteo Kaggle data
     Dlrm,
     /// Wide heads before a softmax: 10000 classes, and BERT's vocabulary
@@ -48,6 +50,7 @@ impl Preset {
             ),
             // Four gates of as many outputs as the state has, from the input and from the state.
             Self::Lstm => ("LSTM", &[("gates of 512", 2, 2048, 512), ("gates of 1024", 2, 4096, 1024)]),
+            Self::Gru => ("GRU", &[("gates of 512", 2, 1536, 512), ("gates of 1024", 2, 3072, 1024)]),
             Self::Dlrm => (
                 "DLRM",
                 &[

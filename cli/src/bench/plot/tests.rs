@@ -64,7 +64,7 @@ fn run(
         cold: true,
     };
     let limits = Limits { read: Vec::new(), int8_per_second: 1e11, fp32_per_second: 5e10 };
-    Run { machine, limits, cases, tables: Vec::new() }
+    Run { machine, limits, cases, tables: Vec::new(), recurrent: Vec::new() }
 }
 
 /// All drawings of a run.
