@@ -19,7 +19,7 @@ use crate::ffi::pytorch_math::PytorchMath;
 ///
 /// let mut values = [-1.0, 0.0, 2.0];
 /// Activations::portable().sigmoid(&mut values)?;
-/// assert_eq!(values, [0.26894143, 0.5, 0.880797]);
+/// assert_eq!(values, [0.26894143, 0.5, 0.8807971]);
 /// // Where PyTorch's are not there, that is an error, never another answer.
 /// let activations = Activations::as_pytorch().unwrap_or(Activations::portable());
 /// # let _ = activations;

@@ -296,7 +296,7 @@ class Recurrent(torch.nn.Module):
 
 
 def make_recurrent():
-    """The module and its TorchScript give the same file; its outputs are for the kind of CPU of cells.safetensors."""
+    """The module and its TorchScript give the same file; its outputs are for the kind of CPU of recurrent/cells.safetensors."""
     from export import export
 
     module, path = Recurrent(), OUT / "recurrent.safetensors"

@@ -8,7 +8,7 @@ use fbgemm_testkit::files::golden;
 use fbgemm_testkit::random::normal;
 use fbgemm_testkit::recurrent::{Given, run};
 
-const FILES: [(&str, usize); 2] = [("recurrent", 24), ("cells", 36)];
+const FILES: [(&str, usize); 2] = [("recurrent/recurrent", 24), ("recurrent/cells", 36)];
 
 /// Each case of a recurrent layer with what it gives here.
 fn each(activations: Activations, mut check: impl FnMut(&str, &Case, Given)) {
@@ -50,7 +50,7 @@ fn as_where_the_cases_were_made() -> Option<Activations> {
         }
         Err(e) => panic!("{e}"),
     };
-    let file = CaseFile::read(&golden("cells")).unwrap();
+    let file = CaseFile::read(&golden("recurrent/cells")).unwrap();
     let cases = file.cases().unwrap();
     let case = cases.iter().find(|case| case.op == "activations").unwrap();
     let (shape, input) = case.tensor::<f32>("input").unwrap();

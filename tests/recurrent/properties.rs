@@ -177,7 +177,8 @@ fn a_sequence_so_long_that_it_is_computed_in_parts_has_the_same_bits() {
         let expected = plain_lstm(&lstm, (time, batch), &input, h, c);
         assert_eq!(bits(&lstm.forward(&input, our_h, our_c).unwrap()), bits(&expected), "{scheme}");
         let lstm = lstm.with_batch_first();
-        (our_h.fill(0.0), our_c.fill(0.0));
+        our_h.fill(0.0);
+        our_c.fill(0.0);
         let output = lstm.forward(&batch_first(&input, time, batch), our_h, our_c).unwrap();
         if scheme != LinearScheme::Fp16 {
             assert_eq!(bits(&output), bits(&batch_first(&expected, time, batch)), "{scheme}");
@@ -311,7 +312,7 @@ fn fp32_layers_are_near_the_exact_result_and_quantized_ones_near_those() {
             fn of<M: Modules + Clone>(layer: &M, scheme: Option<LinearScheme>) -> M {
                 scheme.map_or(layer.clone(), |scheme| quantized(layer, scheme))
             }
-            let mut state = || vec![0f32; n];
+            let state = || vec![0f32; n];
             [
                 of(&lstm, scheme).forward(&input, &mut state(), &mut state()).unwrap(),
                 of(&gru, scheme).forward(&input, &mut state()).unwrap(),

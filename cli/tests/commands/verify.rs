@@ -360,7 +360,7 @@ fn verify_keeps_to_the_callers_limit() {
 /// MKL's tanh depends on the CPU: where the stored one's bits come out, so do all cases' of that kind of CPU.
 #[test]
 fn verify_passes_pytorchs_recurrent_layers_where_its_functions_give_the_bits_of_the_file() {
-    let file = golden("cells");
+    let file = golden("recurrent/cells");
     let output = fbgemm(&["verify", "--json", &file]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let ops = report["files"][0]["ops"].as_array().unwrap();
@@ -371,7 +371,7 @@ fn verify_passes_pytorchs_recurrent_layers_where_its_functions_give_the_bits_of_
     }
     assert!(ops.iter().all(|op| op["failed"] == 0 && op["skipped"] == 0), "{ops:?}");
     assert_eq!(of("lstm_cell_int8", "passed") + of("gru_fp16", "passed") + of("rnn_relu_cell_dynamic", "passed"), 9);
-    let file = golden("recurrent");
+    let file = golden("recurrent/recurrent");
     let output = fbgemm(&["verify", &file]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
     for op in ["lstm_dynamic", "gru_dynamic"] {
