@@ -150,7 +150,8 @@ def export(
     # A layer used twice is there under both names.
     modules = dict(model.named_modules(remove_duplicate=False)) if is_module else {}
     taken, rows = find_quantized(model, state, modules, scheme), []
-    if example is not None and any(MATRIX.fullmatch(part_of(name)) for name in [*taken, *find_recurrent(modules, state)]):
+    recurrent = set(find_recurrent(modules, state))
+    if example is not None and any(MATRIX.fullmatch(part_of(name)) for name in [*taken, *recurrent]):
         raise ExportError("recurrent layers are not compared with what is written: leave the example out")
     layers, before = {}, 0
     for name, why, read in choose(state, modules, taken, include, exclude, scheme, only_quantized, embeddings):
@@ -193,7 +194,7 @@ def export(
         before += size(tensor)
         tensors[key] = tensor
         owner = key.rpartition(".")[0]
-        if tensor.dim() > 1 and not is_linear(modules.get(owner)):
+        if tensor.dim() > 1 and not is_linear(modules.get(owner)) and key not in recurrent:
             where = f" ({class_names(modules[owner])[0]})" if owner in modules else ""
             rows.append(row(key, tensor, f"no nn.Linear{where}" if modules else "no quantized layer"))
     compared = None if example is None else compare(model, layers, example)

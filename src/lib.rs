@@ -8,7 +8,7 @@
 //!   `_into`, that writes to the caller's slice, which is its last argument. They run on the calling thread; those of
 //!   embeddings have a `_tasks` form, too, as their tables may be borrowed, which no layer can hold.
 //! - **Layers** own their weights: [`Linear`] of any kind, [`FloatLinear`], [`QuantizedLinear`], [`Fp16Linear`];
-//!   [`Embedding`] and [`EmbeddingBag`]. Linear ones all have
+//!   [`Embedding`] and [`EmbeddingBag`]; [`Lstm`], [`Gru`], [`Rnn`] and their cells. Linear ones all have
 //!   `forward`, `forward_into`, `forward_tasks`, `forward_rayon`, `suggested_tasks` and `warm_up`, for every [`Element`].
 //! - **Shapes**: weights are `[out_features, in_features]`, row-major, and arguments come in this order; only
 //!   [`pack_matrix`] has PyTorch's other order.

@@ -53,7 +53,7 @@ enum Subcommands {
     /// Quantize a checkpoint's linear layers, and store it
     ///
     /// A matrix named `LAYER.weight` counts as a linear layer's by its bias, the words of its name, and what the
-    /// config.json beside it says; the report tells what spoke for each, and options say otherwise. Embeddings, norms
+    /// config.json beside it says, and so do the two of each cell of an LSTM, a GRU or an RNN; the report tells what spoke for each, and options say otherwise. Embeddings, norms
     /// and all else stay as they are.
     Quantize(Box<quantize::Quantize>),
     /// Turn texts into vectors with a BERT-class model's folder: a text a line in, a vector a line out

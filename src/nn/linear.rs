@@ -7,7 +7,6 @@ use super::fp16_linear::Fp16Linear;
 use super::quantized_linear::QuantizedLinear;
 use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
-use crate::ffi::fp16::BLOCK_ROWS;
 use crate::ffi::scratch::zeroed;
 use crate::ops::lengths::{check_size, new_output};
 use crate::quant::input::InputGranularity;
@@ -113,7 +112,7 @@ impl Linear {
 
     /// The number of rows that parts have to be a multiple of, for the bits of the whole.
     pub(super) fn rows_of_parts(&self) -> usize {
-        if matches!(self, Self::Fp16(_)) { BLOCK_ROWS } else { 1 }
+        if let Self::Fp16(layer) = self { layer.rows_of_parts() } else { 1 }
     }
 
     /// [`forward_into`](Self::forward_into) of some of an input's rows, whose [shared range](Self::shared_range) this is:

@@ -85,6 +85,13 @@ impl LstmCell {
 /// for (step, input) in input.chunks(8).enumerate() {
 ///     assert_eq!(lstm.forward(input, &mut h, &mut c)?, whole[step * 16..][..16]); // streaming: the same bits
 /// }
+///
+/// // By PyTorch's scheme a step alone has a range of its own.
+/// let mut lstm = Lstm::new(vec![cell(8)?])?;
+/// quantize_modules(&mut lstm, &QuantizeOptions::new(Int8Scheme::pytorch()))?;
+/// let input: Vec<f32> = (0..24).map(|i| (i as f32 * 0.7).sin() * i as f32).collect(); // growing
+/// let run = |input: &[f32]| lstm.forward(input, &mut lstm.zero_state(1)?, &mut lstm.zero_state(1)?);
+/// assert_ne!(run(&input[..8])?, run(&input)?[..16]);
 /// # Ok::<(), fbgemm::Error>(())
 /// ```
 #[derive(Clone, Debug)]
