@@ -70,7 +70,8 @@ enum Subcommands {
     },
     /// Run PyTorch's cases through this crate and compare every bit
     ///
-    /// Case files are made by tests/golden/make_cases.py with a PyTorch of your own.
+    /// Case files are made by tests/golden/make_cases.py with a PyTorch of your own. Those of recurrent layers need PyTorch's
+    /// own sigmoid and tanh, and are skipped in a build against a prefix, which has none.
     Verify {
         /// Case files (safetensors, format fbgemm-cases-1)
         #[arg(required = true)]

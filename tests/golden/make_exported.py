@@ -269,6 +269,28 @@ class QuantizedLSTM(torch.nn.Module):
         )
 
 
+class QuantizedGRUCell(torch.nn.Module):
+    """The same of a cell, whose parts are all there."""
+
+    def __init__(self, cell):
+        super().__init__()
+        for part in ("ih", "hh"):
+            weight, bias = (getattr(cell, f"{of}_{part}").detach() for of in ("weight", "bias"))
+            weight, col_offsets, scale, zero_point = torch.fbgemm_linear_quantize_weight(weight)
+            self.register_buffer(f"weight_{part}", weight)
+            self.register_buffer(f"bias_{part}", bias)
+            self.register_buffer(f"col_offsets_{part}", col_offsets)
+            self.register_buffer(f"packed_{part}", torch.fbgemm_pack_quantized_matrix(weight))
+            setattr(self, f"scale_{part}", scale)
+            setattr(self, f"zero_point_{part}", zero_point)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor):
+        return torch.quantized_gru_cell(
+            x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.packed_ih, self.packed_hh,
+            self.col_offsets_ih, self.col_offsets_hh, self.scale_ih, self.scale_hh, self.zero_point_ih, self.zero_point_hh,
+        )
+
+
 class Recurrent(torch.nn.Module):
     """Every kind of quantized recurrent layer that there is."""
 
@@ -283,6 +305,7 @@ class Recurrent(torch.nn.Module):
         self.fp16 = dynamic(torch.nn.LSTM(33, 16), torch.float16)
         self.old = QuantizedLSTM(torch.nn.LSTM(16, 34, 2, bidirectional=True))
         self.cell = dynamic(torch.nn.LSTMCell(68, 20))
+        self.old_cell = QuantizedGRUCell(torch.nn.GRUCell(20, 20))
         self.last = dynamic(torch.nn.RNNCell(20, 7, nonlinearity="relu"))
 
     def forward(self, x):
@@ -292,7 +315,8 @@ class Recurrent(torch.nn.Module):
         fp16 = self.fp16(gru)[0]
         old = self.old(fp16, torch.zeros(4, batch, 34), torch.zeros(4, batch, 34))[0]
         cell, _ = self.cell(old[0], (torch.zeros(batch, 20), torch.zeros(batch, 20)))
-        return lstm, gru, fp16, old, cell, self.last(cell)
+        old_cell = self.old_cell(cell, torch.zeros(batch, 20))
+        return lstm, gru, fp16, old, cell, old_cell, self.last(old_cell)
 
 
 def make_recurrent():
@@ -307,7 +331,7 @@ def make_recurrent():
         export(torch.jit.load(scripted), other)
         assert path.read_bytes() == other.read_bytes()
     x = torch.from_numpy(np.random.default_rng(28).standard_normal((5, 3, 12)).astype(np.float32))
-    outputs = {"input": x} | dict(zip(("lstm", "gru", "fp16", "old", "cell", "last"), module(x)))
+    outputs = {"input": x} | dict(zip(("lstm", "gru", "fp16", "old", "cell", "old_cell", "last"), module(x)))
     save_file({name: value.detach().contiguous() for name, value in outputs.items()}, OUT / "recurrent-outputs.safetensors")
     floats = torch.nn.ModuleDict({"gru": torch.nn.GRU(9, 12), "cell": torch.nn.LSTMCell(12, 9)})
     from export import SCHEMES

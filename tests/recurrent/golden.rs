@@ -112,9 +112,13 @@ fn exported_layers_give_pytorchs_outputs() {
         let cell = file.lstm_cell("cell").unwrap().with_activations(activations);
         cell.forward(&expected("old")[..3 * 68], &mut h, &mut c).unwrap();
         check("cell", &h, true);
+        let mut h = vec![0.0; 60];
+        let cell = file.gru_cell("old_cell").unwrap().with_activations(activations);
+        cell.forward(&expected("cell"), &mut h).unwrap();
+        check("old_cell", &h, exact);
         let mut h = vec![0.0; 21];
         let cell = file.rnn_cell("last", fbgemm::Nonlinearity::Relu).unwrap().with_activations(activations);
-        cell.forward(&expected("cell"), &mut h).unwrap();
+        cell.forward(&expected("old_cell"), &mut h).unwrap();
         check("last", &h, true);
     }
     // And float layers are quantized as this crate does.
