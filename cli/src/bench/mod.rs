@@ -71,7 +71,7 @@ pub struct Bench {
     /// Print one line for each case and contender, comma-separated
     #[arg(long)]
     csv: bool,
-    /// Draw speed-up, time and error into this folder, and dlrm's tables, as SVG
+    /// Draw speed-up, time and error into this folder, dlrm's tables and recurrent layers, as SVG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
     /// This crate's other ways to quantize, too: in seven bits per channel and row, and in fp16
