@@ -13,8 +13,14 @@ pub struct Built {
 }
 
 /// The Rust halves; the C++ half of each has the same name.
-const BRIDGES: [&str; 5] =
-    ["src/ffi/embedding.rs", "src/ffi/fp16.rs", "src/ffi/int8.rs", "src/ffi/library.rs", "src/ffi/quantize.rs"];
+const BRIDGES: [&str; 6] = [
+    "src/ffi/embedding.rs",
+    "src/ffi/fp16.rs",
+    "src/ffi/int8.rs",
+    "src/ffi/library.rs",
+    "src/ffi/pytorch_math.rs",
+    "src/ffi/quantize.rs",
+];
 
 pub fn compile(provider: &Provider) -> Result<Built, String> {
     // cxx-build only generates here: both halves of the bridge are compiled by one CMake project.

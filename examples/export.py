@@ -11,12 +11,15 @@ state_dict() returned for a model of quantize_dynamic or another tool below, sav
     from export import SCHEMES, export
     export(module, "model.safetensors", exclude=["classifier", "*.gate"], scheme=SCHEMES["accurate"])
 
-Every nn.Linear is quantized, by default as torch.fbgemm_linear_quantize_weight does, except those that the patterns
-leave out: they are for whole dotted names, `*` stands for any text, dots included, and `?` for one character. Layers
-that are quantized already are taken as they are, whatever the patterns and the scheme say:
+Every nn.Linear is quantized, by default as torch.fbgemm_linear_quantize_weight does, and so are the two matrices of each
+cell of an nn.LSTM, nn.GRU, nn.RNN or one of their cells, except those that the patterns leave out: they are for whole
+dotted names, `*` stands for any text, dots included, and `?` for one character. A recurrent layer's matrices are named
+as PyTorch's weights, `lstm.weight_ih_l0`; a pattern that matches `lstm` is for all of them. Layers that are quantized
+already are taken as they are, whatever the patterns and the scheme say:
 
 - those quantized with PyTorch's fbgemm operations (they have `weight`, `col_offsets`, `scale`, `zero_point`, `bias`);
 - those that torch.ao.quantization.quantize_dynamic made of nn.Linear, in qint8 (per tensor or per channel) or float16;
+- those that it made of nn.LSTM, nn.GRU and cells, and TorchScript's of torch.jit.quantized (QuantizedLSTM and others);
 - int8 weights with a scale for all or for each output beside them: bitsandbytes' (`SCB`, 127 times the scale) and
   compressed-tensors' (`weight_scale`, maybe `weight_zero_point`). How those tools quantize inputs is not kept.
 
@@ -33,8 +36,9 @@ out), and the metadata has `embedding:x`; one in fp16 is `x.weight` (F16).
 The layer `x` in int8 is `x.weight` (I8, [out_features, in_features]), `x.scale` (F32, [1], or [out_features] where each
 output has its own), `x.zero_point` (I32, as many), `x.col_offsets` (I32, [out_features]) and, if it has one, `x.bias`
 (F32, [out_features]); the metadata says how its input is quantized (`input:x`), if not as PyTorch's fbgemm operations
-do. One in fp16 is `x.weight` (F16) and `x.bias` (F32), and the metadata has `fp16:x`. The file is for every CPU: packed
-weights are never written.
+do. One in fp16 is `x.weight` (F16) and `x.bias` (F32), and the metadata has `fp16:x`. A recurrent layer's matrix
+`lstm.weight_ih_l0` is a layer of this name, its parts `lstm.weight_ih_l0`, `lstm.scale_ih_l0`, ..., `lstm.bias_ih_l0`.
+The file is for every CPU: packed weights are never written.
 
 With --example, the model and the file's layers both compute at the end, in PyTorch, and the largest difference of their
 outputs is printed. The file's layers are computed exactly, as CPUs with VNNI do; others can clamp some sums.
@@ -76,6 +80,10 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FLOAT8 = tuple(getattr(torch, name) for name in dir(torch) if re.fullmatch(r"float8_e\dm\d\w*", name))
 SCALES = ("SCB", "weight_scale", "weight_scale_inv")  # of other tools, beside a weight in int8 or float8
 BESIDE = ("weight_format", "weight_zero_point", "input_scale", "input_zero_point", "output_scale")
+OF_RNN = "torch.nn.modules.rnn."
+RECURRENT = {OF_RNN + kind + cell for kind in ("LSTM", "GRU", "RNN") for cell in ("", "Cell")}
+MATRIX = re.compile(r"weight((?:_ih|_hh)(?:_l\d+(?:_reverse)?)?)")  # a recurrent layer's
+OF_DYNAMIC_RNN = re.compile(r"torch\.(ao\.)?nn\.quantized\.dynamic\.modules\.rnn\.")
 BLOCK = 128  # rows and columns with one scale, in float8
 LARGEST_HALF = 65504.0
 
@@ -142,6 +150,9 @@ def export(
     # A layer used twice is there under both names.
     modules = dict(model.named_modules(remove_duplicate=False)) if is_module else {}
     taken, rows = find_quantized(model, state, modules, scheme), []
+    recurrent = set(find_recurrent(modules, state))
+    if example is not None and any(MATRIX.fullmatch(part_of(name)) for name in [*taken, *recurrent]):
+        raise ExportError("recurrent layers are not compared with what is written: leave the example out")
     layers, before = {}, 0
     for name, why, read in choose(state, modules, taken, include, exclude, scheme, only_quantized, embeddings):
         shown = name or "(the module)"
@@ -172,10 +183,10 @@ def export(
     if not layers and not tables and not is_module:
         raise ExportError("nothing to export: the state dict has no layer that is quantized already; give the module")
     if not layers and not tables:
-        count = sum(map(is_linear, modules.values()))
+        count = sum(map(is_linear, modules.values())) + len(find_recurrent(modules, state))
         raise ExportError(f"nothing to export: of {count} linear layers none would be quantized")
 
-    tensors = {join(name, part): tensor for name, layer in layers.items() for part, tensor in layer.parts.items()}
+    tensors = {part_name(name, part): tensor for name, layer in layers.items() for part, tensor in layer.parts.items()}
     tensors |= {join(name, "weight"): table.weight for name, table in tables.items()}
     for key, tensor in plain_tensors(state, rows):
         if key in tensors:
@@ -183,7 +194,7 @@ def export(
         before += size(tensor)
         tensors[key] = tensor
         owner = key.rpartition(".")[0]
-        if tensor.dim() > 1 and not is_linear(modules.get(owner)):
+        if tensor.dim() > 1 and not is_linear(modules.get(owner)) and key not in recurrent:
             where = f" ({class_names(modules[owner])[0]})" if owner in modules else ""
             rows.append(row(key, tensor, f"no nn.Linear{where}" if modules else "no quantized layer"))
     compared = None if example is None else compare(model, layers, example)
@@ -205,7 +216,9 @@ def find_quantized(model, state, modules, scheme):
     for name, layer in modules.items():
         if is_int8(layer):
             found[name] = ("int8 already", lambda layer=layer: read_int8(layer))
-    dynamic = find_dynamic(modules) if modules else find_dynamic_states(state, getattr(model, "_metadata", {}))
+    recurrent = find_quantized_recurrent(modules, state)
+    found |= recurrent
+    dynamic = find_dynamic(modules, {owner_of(name) for name in recurrent}) if modules else find_dynamic_states(state, getattr(model, "_metadata", {}))
     for name, parts in dynamic.items():
         kind = "fp16" if is_plain(parts[0]) and parts[0].is_floating_point() else "int8"
         found[name] = (f"{kind} already", lambda parts=parts: read_dynamic(*parts))
@@ -226,6 +239,7 @@ def find_scaled(state, dtypes):
 def choose(state, modules, taken, include, exclude, scheme, only_quantized, embeddings):
     """For each linear layer: its name, what becomes of it, and what reads it, or None if it stays as it is."""
     names = [name for name, module in modules.items() if name in taken or is_linear(module)]
+    names += find_recurrent(modules, state)
     float8 = find_scaled(state, FLOAT8)
     names += [name for name, module in modules.items() if embeddings and is_table(module)]
     names += [name for name in [*taken, *([] if modules else float8)] if name not in names]
@@ -251,13 +265,15 @@ def choose(state, modules, taken, include, exclude, scheme, only_quantized, embe
 
 
 def weight_of(name, modules, state):
-    weight = state.get(join(name, "weight"))
+    weight = state.get(part_name(name, "weight"))
     return modules[name].weight if weight is None else weight  # computed ones are in no state
 
 
 def forget(name, state, rows, taken):
     """Takes the layer's tensors out of the state, and gives them."""
     parts = PARTS if taken else ("weight", "bias")
+    if MATRIX.fullmatch(part_of(name)):
+        return [state.pop(part_name(name, part)) for part in parts if part_name(name, part) in state]
     if join(name, PACKED) in state:
         parts = DYNAMIC_STATE
     elif any(join(name, part) in state for part in SCALES):
@@ -333,11 +349,89 @@ def unpack_table(shown, weight):
     return Table(torch.cat([elements, about.contiguous().view(torch.uint8)], 1), format)
 
 
-def find_dynamic(modules):
-    """Weight, bias and version of the layers that quantize_dynamic made, by name."""
+def find_recurrent(modules, state):
+    """Names of the float matrices of recurrent layers; none of those with projections."""
+    found = []
+    for name, module in modules.items():
+        if RECURRENT & set(class_names(module)):
+            own = [key for key in state if key.rpartition(".")[0] == name and MATRIX.fullmatch(part_of(key))]
+            if not any(part_of(key).startswith("weight_hr") for key in state if key.rpartition(".")[0] == name):
+                found += own
+    return found
+
+
+def find_quantized_recurrent(modules, state):
+    """For each matrix of a quantized recurrent layer: why, and what reads it. Takes what is packed out of the state."""
+    found = {}
+    for name, module in modules.items():
+        cells = dict(recurrent_cells(module, class_names(module)[0]))
+        for suffix, layer in cells.items():
+            found[join(name, "weight" + suffix)] = ("int8 already" if layer.input else "fp16 already", lambda layer=layer: layer)
+        for key in [key for key in state if cells and key.startswith(join(name, ""))]:
+            rest = key.removeprefix(join(name, ""))
+            if rest.startswith(("_all_weight_values.", "all_weights.", "_packed_weight_")) or re.fullmatch("packed_[ih]h", rest):
+                del state[key]
+            elif re.fullmatch("col_offsets_[ih]h", rest):
+                del state[key]  # written again
+    return found
+
+
+def recurrent_cells(module, kind):
+    """What comes behind `weight` in the name of each matrix of a module that is quantized, and the layer."""
+    if hasattr(module, "_packed_weight_ih") and OF_DYNAMIC_RNN.match(kind):
+        for part in ("ih", "hh"):
+            yield f"_{part}", unpack_linear(getattr(module, f"_packed_weight_{part}"), True)
+        return
+    if all(hasattr(module, f"{of}_{part}") for of in ("col_offsets", "scale", "zero_point") for part in ("ih", "hh")):
+        for part in ("ih", "hh"):
+            weight, bias, col_offsets = (getattr(module, f"{of}_{part}") for of in ("weight", "bias", "col_offsets"))
+            scale, zero_point = (float(getattr(module, f"scale_{part}")), int(getattr(module, f"zero_point_{part}")))
+            yield f"_{part}", Layer(checked(weight, [scale], [zero_point], col_offsets, bias), PER_TENSOR)
+        return
+    cells = getattr(module, "_all_weight_values", None) if OF_DYNAMIC_RNN.match(kind) else None
+    cells = getattr(module, "all_weights", None) if cells is None else cells
+    if cells is None:
+        return
+    cells = list(cells.children()) if isinstance(cells, torch.nn.Module) else list(cells)
+    cells = [getattr(cell, "param", cell) for cell in cells]
+    if not all(isinstance(cell, torch.ScriptObject) and hasattr(cell, "__getstate__") for cell in cells):
+        return  # those of nn.LSTM are lists of tensors
+    directions = 2 if module.bidirectional else 1
+    for i, cell in enumerate(cells):
+        suffix = f"_l{i // directions}" + ("_reverse" if i % directions else "")
+        for part, layer in zip(("_ih", "_hh"), unpack_cell(cell)):
+            yield part + suffix, layer
+
+
+def unpack_cell(cell):
+    """The two layers of a cell of PyTorch's quantized_lstm or quantized_gru."""
+    kind, tensors, doubles, longs, packed = cell.__getstate__()[0]
+    if kind == "quantized_dynamic":
+        return [unpack_linear(each, bool(longs[0])) for each in packed]
+    if kind == "quantized_fp16":
+        return [unpack_linear(each, False) for each in packed]
+    if kind == "quantized":
+        of_layers = zip(tensors[:2], tensors[2:4], tensors[4:], doubles, longs)
+        checked_parts = [checked(w, [scale], [zero], offsets, b.float()) for w, b, offsets, scale, zero in of_layers]
+        return [Layer(parts, PER_TENSOR) for parts in checked_parts]
+    raise ExportError(f"a quantized recurrent layer of the kind {kind} is not known")
+
+
+def unpack_linear(packed, reduce_range):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantized tensors are deprecated
+        weight, bias = torch.ops.quantized.linear_unpack(packed)
+    bias = None if bias is None else bias.detach()
+    return read_dynamic(weight.detach(), bias, DYNAMIC_VERSION if reduce_range and weight.is_quantized else None)
+
+
+def find_dynamic(modules, known):
+    """Weight, bias and version of the layers that quantize_dynamic made, by name. `known`: modules read otherwise."""
     found = {}
     for name, layer in modules.items():
         kinds = class_names(layer)
+        if name in known or any(name.startswith(join(each, "_all_weight_values")) for each in known):
+            continue
         if kinds[0] in DYNAMIC:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # quantized tensors are deprecated
@@ -350,7 +444,7 @@ def find_dynamic(modules):
         elif any(kind.startswith(OTHER_INT8) and "functional_modules" not in kind for kind in kinds):
             raise ExportError(
                 f"{name or 'the module'} is a {kinds[0]}: of PyTorch's own quantized modules, only those that "
-                "quantize_dynamic makes of nn.Linear can be exported (quantize_dynamic(model, {nn.Linear})). Leave "
+                "quantize_dynamic makes of nn.Linear, nn.LSTM, nn.GRU and cells can be exported. Leave "
                 "this layer out when you quantize, or export the float model that it was made from."
             )
     return found
@@ -448,14 +542,14 @@ def quantize(name, layer, state, scheme):
     if layer is not None and getattr(layer, "weight", None) is None:
         raise ExportError("it has no weight; another tool may have packed it: unpack it first")
     for part in ("weight", "bias"):
-        tensor = state.get(join(name, part)) if layer is None else getattr(layer, part, None)
+        tensor = state.get(part_name(name, part)) if layer is None else getattr(layer, part, None)
         if tensor is not None and not is_plain(tensor):
             raise ExportError(f"its {part} is a {type(tensor).__name__}, no plain tensor")
-        if tensor is not None and join(name, part) not in state:
+        if tensor is not None and part_name(name, part) not in state:
             raise ExportError(f"its {part} is computed (weight norm, pruning, a parametrization): make it plain first")
         if tensor is not None and tensor.is_meta:
             raise ExportError(f"its {part} has no data (it is on the meta device): load the weights first")
-    weight, bias = state[join(name, "weight")], state.get(join(name, "bias"))
+    weight, bias = state[part_name(name, "weight")], state.get(part_name(name, "bias"))
     scale = next((part for part in SCALES if join(name, part) in state), None)
     check_shape(weight)
     if weight.dtype in FLOAT8 and scale is not None:
@@ -608,12 +702,24 @@ def class_names(module):
 
 
 def matches(pattern, name):
+    if MATRIX.fullmatch(part_of(name)) and pattern != name and matches(pattern, owner_of(name)):
+        return True
     regex = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pattern)
     return re.fullmatch(regex, name, re.DOTALL) is not None
 
 
 def join(name, part):
     return f"{name}.{part}" if name else part
+
+
+def part_name(name, part):
+    """What a part of a layer is called in the file: of `lstm.weight_ih_l0`, `lstm.bias_ih_l0`."""
+    matrix = MATRIX.fullmatch(part_of(name))
+    return join(owner_of(name), part + matrix[1]) if matrix else join(name, part)
+
+
+def owner_of(name):
+    return name.rpartition(".")[0]
 
 
 def part_of(key):
@@ -705,13 +811,15 @@ def outputs_of(model, example):
 
 
 def metadata(layers, tables):
-    """What the file says of itself. Version 2 has more than one scale, or such inputs or weights; 3 embeddings."""
+    """What the file says of itself. Version 2 has more than one scale, or such inputs or weights; 3 embeddings; 4
+    recurrent layers."""
     said = {INPUT_KEY + name: layer.input for name, layer in layers.items() if layer.input not in (None, PER_TENSOR)}
     said |= {FP16_KEY + name: "1" for name, layer in layers.items() if layer.input is None}
     scales = [layer.parts["scale"] for layer in layers.values() if layer.input is not None]
     version = "2" if said or any(scale.numel() > 1 for scale in scales) else "1"
     quantized = {EMBEDDING_KEY + name: table.format for name, table in tables.items() if table.format in PER_BYTE}
-    return {FORMAT_KEY: "3" if quantized else version} | said | quantized
+    recurrent = any(MATRIX.fullmatch(part_of(name)) for name in layers)
+    return {FORMAT_KEY: "4" if recurrent else "3" if quantized else version} | said | quantized
 
 
 def write(tensors, metadata, path):

@@ -466,6 +466,42 @@ pub enum Error {
         message: String,
     },
 
+    /// PyTorch's sigmoid and tanh were asked for, and this build's FBGEMM is not inside a libtorch that has them.
+    #[error(
+        "PyTorch's sigmoid and tanh need a build with the provider `libtorch` or `pinned`; this one's, `{provider}`, lacks \
+         {missing}: expected that, or `Activations::portable`"
+    )]
+    NoPytorchMath {
+        /// This build's provider.
+        provider: &'static str,
+        /// What was not found.
+        missing: String,
+    },
+
+    /// A slice is no whole number of pieces of this size.
+    #[error("{what} has {given} elements, expected a multiple of {unit}: {of}")]
+    NotAMultiple {
+        /// Which argument.
+        what: &'static str,
+        /// Its length.
+        given: usize,
+        /// The length of a piece.
+        unit: usize,
+        /// What a piece is.
+        of: &'static str,
+    },
+
+    /// The parts of a recurrent layer do not fit together.
+    #[error("{what} has {given}, expected {expected}")]
+    WrongParts {
+        /// Which part.
+        what: String,
+        /// What it has.
+        given: String,
+        /// What it should have.
+        expected: String,
+    },
+
     /// A row of an embedding table would end within a byte.
     #[error("dimension is {dimension}, expected a multiple of {multiple} for elements of {bits} bits")]
     IndivisibleDimension {

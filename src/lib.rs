@@ -8,7 +8,7 @@
 //!   `_into`, that writes to the caller's slice, which is its last argument. They run on the calling thread; those of
 //!   embeddings have a `_tasks` form, too, as their tables may be borrowed, which no layer can hold.
 //! - **Layers** own their weights: [`Linear`] of any kind, [`FloatLinear`], [`QuantizedLinear`], [`Fp16Linear`];
-//!   [`Embedding`] and [`EmbeddingBag`]. Linear ones all have
+//!   [`Embedding`] and [`EmbeddingBag`]; [`Lstm`], [`Gru`], [`Rnn`] and their cells. Linear ones all have
 //!   `forward`, `forward_into`, `forward_tasks`, `forward_rayon`, `suggested_tasks` and `warm_up`, for every [`Element`].
 //! - **Shapes**: weights are `[out_features, in_features]`, row-major, and arguments come in this order; only
 //!   [`pack_matrix`] has PyTorch's other order.
@@ -50,7 +50,8 @@ pub use model::file::checkpoint_options::CheckpointOptions;
 pub use model::file::layers::{PlainTensor, load_modules, save_modules};
 #[cfg(feature = "safetensors")]
 pub use model::file::model_file::ModelFile;
-pub use model::modules::{Module, ModuleMut, Modules, join_name};
+pub use model::modules::{Module, ModuleMut, Modules};
+pub use model::names::{join_name, part_name};
 pub use model::options::QuantizeOptions;
 pub use model::quantize::{quantize_modules, unload_modules};
 pub use model::report::{BetterScheme, LayerKind, LayerReport, QuantizeReport, Skipped, WeightReport};
@@ -60,6 +61,10 @@ pub use nn::float_linear::FloatLinear;
 pub use nn::fp16_linear::Fp16Linear;
 pub use nn::linear::Linear;
 pub use nn::quantized_linear::{PortableLinear, QuantizedLinear};
+pub use nn::recurrent::gru::{Gru, GruCell};
+pub use nn::recurrent::lstm::{Lstm, LstmCell};
+pub use nn::recurrent::rnn::{Nonlinearity, Rnn, RnnCell};
+pub use ops::activations::Activations;
 pub use ops::embedding::{EmbeddingFormat, EmbeddingTable, pack_embedding, pack_embedding_into};
 pub use ops::embedding_bag::{
     BagOptions, EmbeddingIndex, EmbeddingOutput, embedding, embedding_bag, embedding_bag_into, embedding_bag_tasks,

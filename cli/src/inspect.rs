@@ -53,7 +53,7 @@ fn describe(file: &ModelFile, as_json: bool) -> fbgemm::Result<String> {
         tables.push((name, file.embedding(name)?));
     }
     let parts = ["weight", "scale", "zero_point", "col_offsets", "bias"];
-    let of_layer = |layer| parts.map(|part| fbgemm::join_name(layer, part));
+    let of_layer = |layer| parts.map(|part| fbgemm::part_name(layer, part));
     let of_tables = file.embedding_tables().map(|name| fbgemm::join_name(name, "weight"));
     let of_layers: BTreeSet<String> = file.quantized_layers().flat_map(of_layer).chain(of_tables).collect();
     let mut others = Vec::new();

@@ -14,6 +14,7 @@ mod stdio;
 mod table;
 mod verify;
 mod verify_embedding;
+mod verify_recurrent;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;
@@ -52,7 +53,7 @@ enum Subcommands {
     /// Quantize a checkpoint's linear layers, and store it
     ///
     /// A matrix named `LAYER.weight` counts as a linear layer's by its bias, the words of its name, and what the
-    /// config.json beside it says; the report tells what spoke for each, and options say otherwise. Embeddings, norms
+    /// config.json beside it says, and so do the two of each cell of an LSTM, a GRU or an RNN; the report tells what spoke for each, and options say otherwise. Embeddings, norms
     /// and all else stay as they are.
     Quantize(Box<quantize::Quantize>),
     /// Turn texts into vectors with a BERT-class model's folder: a text a line in, a vector a line out
@@ -69,7 +70,8 @@ enum Subcommands {
     },
     /// Run PyTorch's cases through this crate and compare every bit
     ///
-    /// Case files are made by tests/golden/make_cases.py with a PyTorch of your own.
+    /// Case files are made by tests/golden/make_cases.py with a PyTorch of your own. Those of recurrent layers need PyTorch's
+    /// own sigmoid and tanh, and are skipped in a build against a prefix, which has none.
     Verify {
         /// Case files (safetensors, format fbgemm-cases-1)
         #[arg(required = true)]

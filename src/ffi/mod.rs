@@ -19,6 +19,8 @@ pub(crate) mod int8;
 #[cfg(fbgemm_linked)]
 pub(crate) mod library;
 #[cfg(fbgemm_linked)]
+pub(crate) mod pytorch_math;
+#[cfg(fbgemm_linked)]
 pub(crate) mod quantize;
 #[cfg(fbgemm_linked)]
 mod types;
@@ -26,7 +28,7 @@ mod types;
 #[cfg(not(fbgemm_linked))]
 mod unlinked;
 #[cfg(not(fbgemm_linked))]
-pub(crate) use unlinked::{embedding, fp16, int8, library, quantize};
+pub(crate) use unlinked::{embedding, fp16, int8, library, pytorch_math, quantize};
 
 use crate::error::{Error, Result};
 

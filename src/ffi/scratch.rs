@@ -1,4 +1,4 @@
-//! Memory that operations write to: each thread's two buffers, kept from call to call, and new outputs.
+//! Memory that operations write to: each thread's three buffers, kept from call to call, and new outputs.
 
 use crate::error::{Error, Result};
 use std::alloc::Layout;
@@ -10,6 +10,8 @@ thread_local! {
     static OPERATION: Cell<Vec<i32>> = const { Cell::new(Vec::new()) };
     /// For inputs and outputs as `f32` that have another type, between calls.
     static CONVERSION: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// For the gates of recurrent layers, between calls.
+    static SEQUENCE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Runs `work` with this thread's buffer for operations: `len` elements of any content, aligned to a cache line as
@@ -24,6 +26,11 @@ pub(crate) fn with_operation_buffer<R>(len: usize, work: impl FnOnce(&mut [i32])
 /// [`with_operation_buffer`], for inputs and outputs converted: an operation may run meanwhile.
 pub(crate) fn with_conversion_buffer<R>(len: usize, work: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
     with_buffer(&CONVERSION, len, work)
+}
+
+/// [`with_operation_buffer`], for a recurrent layer's gates: conversions and operations may run meanwhile.
+pub(crate) fn with_sequence_buffer<R>(len: usize, work: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
+    with_buffer(&SEQUENCE, len, work)
 }
 
 fn with_buffer<T: Zeroable, R>(
@@ -50,6 +57,7 @@ fn with_buffer<T: Zeroable, R>(
 pub(crate) fn release() {
     let _ = OPERATION.try_with(|slot| drop(slot.take()));
     let _ = CONVERSION.try_with(|slot| drop(slot.take()));
+    let _ = SEQUENCE.try_with(|slot| drop(slot.take()));
 }
 
 /// The size of this thread's buffers in bytes.
@@ -63,7 +71,7 @@ pub(crate) fn bytes() -> usize {
         };
         slot.try_with(size).unwrap_or(0)
     }
-    of(&OPERATION) + of(&CONVERSION)
+    of(&OPERATION) + of(&CONVERSION) + of(&SEQUENCE)
 }
 
 /// Numbers whose zero is all zero bytes.

@@ -47,6 +47,27 @@ pub(crate) mod quantize {
     }
 }
 
+pub(crate) mod pytorch_math {
+    use super::*;
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) struct PytorchMath(Infallible);
+
+    impl PytorchMath {
+        pub(crate) fn find(_: SupportedCpu) -> Result<Self> {
+            refused()
+        }
+
+        pub(crate) fn sigmoid(self, _: &mut [f32]) -> Result<()> {
+            match self.0 {}
+        }
+
+        pub(crate) fn tanh(self, _: &mut [f32]) -> Result<()> {
+            match self.0 {}
+        }
+    }
+}
+
 pub(crate) mod embedding {
     use super::*;
     use crate::ffi::rows::Table;

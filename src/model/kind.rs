@@ -2,7 +2,8 @@
 //!
 //! A checkpoint doesn't say which of its matrices are linear layers. The rules, the first that applies:
 //!
-//! 1. Only a tensor named `x.weight` can be a layer's.
+//! 1. Only a tensor named `x.weight` can be a layer's, and `x.weight_ih` and `x.weight_hh` (`_l0`, `_l0_reverse`, ... behind
+//!    them), the two linear layers of a recurrent one, where their sizes are those of an LSTM, a GRU or an RNN.
 //! 2. A bias decides: `x.bias` of as many elements as the matrix has rows belongs to a linear layer; of as many as it
 //!    has columns, to one that is stored `[in_features, out_features]`, as GPT-2's are. Where both fit, it is taken to
 //!    be stored as those of the same name in other layers are, which the evidence calls an assumption.
@@ -13,6 +14,7 @@
 //! 4. Where the name has no such word, as many rows as the config's vocabulary make an embedding, and so do very many
 //!    rows, and the words of the name's other parts. What is left is taken for a linear layer.
 
+use super::names::recurrent_sibling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -36,7 +38,7 @@ pub(crate) enum Kind {
     Transposed,
     /// A table whose rows are looked up.
     Embedding,
-    /// No layer's `weight`: a table, an LSTM's or an attention's matrix, or a bias.
+    /// No layer's `weight`: a table, an attention's matrix, or a bias.
     Other,
 }
 
@@ -70,6 +72,10 @@ pub(crate) enum Evidence {
     ManyRows,
     /// Nothing tells.
     Nothing,
+    /// With the other matrix of the cell, this kind of recurrent layer.
+    Recurrent(&'static str),
+    /// Named as a recurrent layer's, but the other matrix of the cell is not there, or its sizes fit no kind.
+    NotRecurrent,
     /// The name's last part isn't `weight`.
     NotAWeight,
 }
@@ -93,6 +99,10 @@ impl fmt::Display for Evidence {
             }
             Self::ManyRows => f.write_str("it has far more rows than columns, and no bias"),
             Self::Nothing => f.write_str("assumed: no bias, and no word of its name tells"),
+            Self::Recurrent(kind) => write!(f, "its name and its sizes are those of {kind}"),
+            Self::NotRecurrent => {
+                f.write_str("its name is a recurrent layer's, but its sizes, or the other matrix's, are not")
+            }
             Self::NotAWeight => f.write_str("its name doesn't end in `weight`"),
         }
     }
@@ -138,7 +148,14 @@ pub(crate) fn kinds(matrices: &[Matrix], sizes: &TableSizes) -> Vec<Verdict> {
     for matrix in matrices {
         *inputs.entry(matrix.shape[1]).or_insert(0) += 1;
     }
+    let shapes: BTreeMap<&str, [usize; 2]> = matrices.iter().map(|matrix| (matrix.name, matrix.shape)).collect();
     let verdict = |matrix: &Matrix| {
+        if let Some(other) = recurrent_sibling(matrix.name) {
+            return match shapes.get(other.as_str()).and_then(|&other| recurrent_kind(matrix, other)) {
+                Some(kind) => (Kind::Linear, Evidence::Recurrent(kind)),
+                None => (Kind::Other, Evidence::NotRecurrent),
+            };
+        }
         let Some(layer) = layer(matrix.name) else { return (Kind::Other, Evidence::NotAWeight) };
         let last = last_part(layer).unwrap_or_default();
         match by_bias(matrix) {
@@ -156,6 +173,21 @@ pub(crate) fn kinds(matrices: &[Matrix], sizes: &TableSizes) -> Vec<Verdict> {
     };
     let verdicts = matrices.iter().map(verdict);
     verdicts.map(|(kind, evidence)| Verdict { kind, evidence }).collect()
+}
+
+/// The kind of recurrent layer that a matrix is of, with the shape of the cell's other one.
+fn recurrent_kind(matrix: &Matrix, other: [usize; 2]) -> Option<&'static str> {
+    let [rows, columns] = matrix.shape;
+    let hidden = if last_part(matrix.name)?.starts_with("weight_hh") { columns } else { other[1] };
+    if other[0] != rows || hidden == 0 || !rows.is_multiple_of(hidden) || matrix.bias.is_some_and(|bias| bias != rows) {
+        return None;
+    }
+    match rows / hidden {
+        4 => Some("an LSTM"),
+        3 => Some("a GRU"),
+        1 => Some("an RNN"),
+        _ => None,
+    }
 }
 
 /// Last parts of names that are stored `[in_features, out_features]` in GPT-2 and those that follow it.
@@ -451,7 +483,7 @@ mod tests {
             (verdict.kind, verdict.evidence.to_string())
         };
         let unnamed = (Kind::Other, "its name doesn't end in `weight`".to_string());
-        for name in ["lstm.weight_ih_l0", "attention.in_proj_weight", "pos_embed", "x.weight_v"] {
+        for name in ["lstm.weight_hr_l0", "attention.in_proj_weight", "pos_embed", "x.weight_v"] {
             assert_eq!(of(name, None), unnamed, "{name}");
         }
         let foreign = (Kind::Other, "its bias has 5 elements, which fits neither dimension".to_string());

@@ -5,6 +5,7 @@ pub(crate) mod file;
 #[cfg(feature = "safetensors")]
 mod kind;
 pub(crate) mod modules;
+pub(crate) mod names;
 pub(crate) mod options;
 pub(crate) mod quantize;
 pub(crate) mod report;

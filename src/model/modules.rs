@@ -1,7 +1,12 @@
 //! The walk over a model's layers by dotted name.
 
+use super::names::join_name;
 use crate::nn::embedding::{Embedding, EmbeddingBag};
 use crate::nn::linear::Linear;
+use crate::nn::recurrent::cell::{Cell, HasCell};
+use crate::nn::recurrent::gru::{Gru, GruCell};
+use crate::nn::recurrent::lstm::{Lstm, LstmCell};
+use crate::nn::recurrent::rnn::{Rnn, RnnCell};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash};
 
@@ -81,11 +86,6 @@ pub trait Modules {
     }
 }
 
-/// `name.part`, or `part` at the top: for implementations of [`Modules`].
-pub fn join_name(name: &str, part: impl std::fmt::Display) -> String {
-    if name.is_empty() { part.to_string() } else { format!("{name}.{part}") }
-}
-
 /// A layer is shown as it is.
 macro_rules! layers {
     ($($type:ident),*) => {$(
@@ -112,6 +112,60 @@ impl Modules for EmbeddingBag {
         self.embedding.visit_mut(name, visit);
     }
 }
+
+/// A cell's linear layers by the names of their weights in PyTorch, with what comes behind those: `weight_ih_l0_reverse`.
+fn visit_cell<'a>(cell: &'a Cell, name: &str, suffix: &str, visit: &mut dyn FnMut(&str, Module<'a>)) {
+    for (part, layer) in [("weight_ih", &cell.ih), ("weight_hh", &cell.hh)] {
+        visit(&join_name(name, format_args!("{part}{suffix}")), Module::Linear(layer));
+    }
+}
+
+fn visit_cell_mut(cell: &mut Cell, name: &str, suffix: &str, visit: &mut dyn FnMut(&str, ModuleMut)) {
+    for (part, layer) in [("weight_ih", &mut cell.ih), ("weight_hh", &mut cell.hh)] {
+        visit(&join_name(name, format_args!("{part}{suffix}")), ModuleMut::Linear(layer));
+    }
+}
+
+/// What comes behind a name in the `i`th cell of layers.
+fn cell_suffix(i: usize, bidirectional: bool) -> String {
+    match bidirectional {
+        false => format!("_l{i}"),
+        true => format!("_l{}{}", i / 2, if i.is_multiple_of(2) { "" } else { "_reverse" }),
+    }
+}
+
+macro_rules! recurrent {
+    ($($cell:ident $layers:ident),*) => {$(
+        /// Its two linear layers, `weight_ih` and `weight_hh`.
+        impl Modules for $cell {
+            fn visit<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, Module<'a>)) {
+                visit_cell(self.cell(), name, "", visit);
+            }
+
+            fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, ModuleMut)) {
+                visit_cell_mut(self.cell_mut(), name, "", visit);
+            }
+        }
+
+        /// The linear layers of its cells, by PyTorch's names of their weights: `weight_ih_l0`, `weight_hh_l0`,
+        /// `weight_ih_l0_reverse`, ...
+        impl Modules for $layers {
+            fn visit<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&str, Module<'a>)) {
+                for (i, cell) in self.cells.iter().enumerate() {
+                    visit_cell(cell.cell(), name, &cell_suffix(i, self.is_bidirectional()), visit);
+                }
+            }
+
+            fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(&str, ModuleMut)) {
+                let bidirectional = self.is_bidirectional();
+                for (i, cell) in self.cells.iter_mut().enumerate() {
+                    visit_cell_mut(cell.cell_mut(), name, &cell_suffix(i, bidirectional), visit);
+                }
+            }
+        }
+    )*};
+}
+recurrent!(LstmCell Lstm, GruCell Gru, RnnCell Rnn);
 
 /// Walks what an expression iterates over, in both ways.
 macro_rules! walk {

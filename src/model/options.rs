@@ -1,5 +1,6 @@
 //! Which layers to quantize, and how.
 
+use super::names::recurrent_module;
 use super::report::Skipped;
 use crate::error::{Error, Result};
 use crate::ops::embedding::EmbeddingFormat;
@@ -7,7 +8,8 @@ use crate::quant::scheme::LinearScheme;
 use wildmatch::WildMatch;
 
 /// Which layers [`quantize_modules`](crate::quantize_modules) quantizes. Patterns are for whole dotted names: `*`
-/// stands for any text, dots included, `?` for one character.
+/// stands for any text, dots included, `?` for one character. A recurrent layer's linear ones are named as PyTorch's
+/// weights, `lstm.weight_ih_l0`; a pattern that matches `lstm` is for all of them.
 ///
 /// ```
 /// use fbgemm::{Int8Scheme, LinearScheme, QuantizeOptions};
@@ -94,6 +96,11 @@ impl std::fmt::Debug for QuantizeOptions {
     }
 }
 
+/// Whether a pattern is for this layer, or, where it is one of a recurrent layer's, for all of that.
+pub(crate) fn names_match(pattern: &WildMatch, name: &str) -> bool {
+    pattern.matches(name) || recurrent_module(name).is_some_and(|module| pattern.matches(module))
+}
+
 /// The options at work: they remember which patterns matched.
 pub(crate) struct Chooser<'a> {
     options: &'a QuantizeOptions,
@@ -129,7 +136,7 @@ impl<'a> Chooser<'a> {
         let matched = |patterns: &mut Vec<(WildMatch, bool)>| {
             let mut any = false;
             for (pattern, used) in patterns {
-                let matches = pattern.matches(name);
+                let matches = names_match(pattern, name);
                 *used |= matches;
                 any |= matches;
             }

@@ -1,6 +1,7 @@
 //! Quantizing a whole model in one call.
 
 use super::modules::{Module, ModuleMut, Modules};
+use super::names::recurrent_module;
 use super::options::{Chooser, QuantizeOptions};
 use super::report::{LayerKind, LayerReport, QuantizeReport, RowErrors, Skipped, WeightReport};
 use crate::cpu::SupportedCpu;
@@ -40,8 +41,8 @@ pub fn unload_modules(model: &mut (impl Modules + ?Sized)) {
     });
 }
 
-/// Quantizes a model's layers in place: every [`Linear`] that the options choose, wherever it sits, and, where they say
-/// so, every [`Embedding`].
+/// Quantizes a model's layers in place: every [`Linear`] that the options choose, wherever it sits, in recurrent layers,
+/// too, and, where they say so, every [`Embedding`].
 ///
 /// Layer by layer, so that the peak of memory is the model and about one layer. The weights and every limit of what
 /// they are to become are checked before the first layer is replaced: on an error the model is as it was. Where memory
@@ -213,7 +214,7 @@ fn quantize(
 ) -> Result<LayerReport> {
     let mut report = LayerReport {
         name: name.to_string(),
-        kind: LayerKind::Linear,
+        kind: if recurrent_module(name).is_some() { LayerKind::Recurrent } else { LayerKind::Linear },
         out_features: layer.out_features(),
         in_features: layer.in_features(),
         bytes_before: layer.bytes(),

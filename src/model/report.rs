@@ -51,6 +51,8 @@ impl std::fmt::Display for Skipped {
 pub enum LayerKind {
     /// A linear layer.
     Linear,
+    /// A linear layer of a recurrent one: of its input or of its hidden state.
+    Recurrent,
     /// An embedding.
     Embedding,
 }
@@ -276,14 +278,14 @@ impl std::fmt::Display for QuantizeReport {
             }
         }
         let (before, after) = self.bytes();
-        let of = |kind, quantized: bool| {
-            self.layers.iter().filter(|layer| layer.kind == kind && (layer.outcome.is_ok() || !quantized)).count()
+        let of = |embedding: bool, quantized: bool| {
+            let of_kind = |layer: &LayerReport| (layer.kind == LayerKind::Embedding) == embedding;
+            self.layers.iter().filter(|layer| of_kind(layer) && (layer.outcome.is_ok() || !quantized)).count()
         };
         let kind = if self.scheme == LinearScheme::Fp16 { "fp16" } else { "int8" };
-        let linear = LayerKind::Linear;
-        let mut total = format!("{} of {} in {kind}", of(linear, true), of(linear, false));
+        let mut total = format!("{} of {} in {kind}", of(false, true), of(false, false));
         if let Some(format) = self.embeddings {
-            let (quantized, all) = (of(LayerKind::Embedding, true), of(LayerKind::Embedding, false));
+            let (quantized, all) = (of(true, true), of(true, false));
             total += &format!(", embeddings: {quantized} of {all} in {format}");
         }
         writeln!(f, "{total:width$}  {:>13}  {:>10.3}  {:>10.3}", "", mb(before), mb(after))?;

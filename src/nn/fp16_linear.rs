@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::ffi::fp16::BLOCK_ROWS;
 use crate::ffi::scratch::zeroed;
 use crate::ffi::tasks::by_rows;
+use crate::isa::Isa;
 use crate::ops::lengths::{check_bias, check_lengths, check_size, new_output, rows};
 use crate::ops::linear_fp16;
 use crate::ops::packed::{PackedMatrixFp16, pack_matrix_fp16};
@@ -74,6 +75,12 @@ impl Fp16Linear {
     /// What the layer holds in memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.shared.packed.bytes() + size_of::<f32>() * self.bias().map_or(0, <[f32]>::len) + size_of::<Shared>()
+    }
+
+    /// The number of rows that parts of an input have to be a multiple of, for the bits of the whole: with 512-bit registers
+    /// a row's do not depend on others.
+    pub(super) fn rows_of_parts(&self) -> usize {
+        if matches!(self.shared.packed.isa(), Isa::Avx512 | Isa::Avx512Vnni) { 1 } else { BLOCK_ROWS }
     }
 
     /// The suggested number of tasks for a call with this many rows on up to `threads` threads.

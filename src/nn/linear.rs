@@ -5,9 +5,12 @@ use super::float_linear::FloatLinear;
 use super::forms::forms;
 use super::fp16_linear::Fp16Linear;
 use super::quantized_linear::QuantizedLinear;
+use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::scratch::zeroed;
 use crate::ops::lengths::{check_size, new_output};
+use crate::quant::input::InputGranularity;
+use crate::quant::range::finite_range;
 
 /// A linear layer, y = x·Wᵀ + b, in fp32, int8 or fp16: what a model's struct holds, so that
 /// [`quantize_modules`](crate::quantize_modules) can turn the one into the other.
@@ -95,6 +98,35 @@ impl Linear {
     }
 
     forms!("As [`QuantizedLinear::forward`], in fp32 those about lengths alone; [`Error::NotLoaded`].");
+
+    /// The range of an input whose rows are computed in parts ([`forward_part`](Self::forward_part)), where it decides
+    /// their bits.
+    pub(super) fn shared_range(&self, input: &[f32]) -> Result<Option<(f32, f32)>> {
+        match self {
+            Self::Int8(layer) if layer.input_scheme().granularity() == InputGranularity::PerTensor => {
+                finite_range(input, "input", SupportedCpu::get()?).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The number of rows that parts have to be a multiple of, for the bits of the whole.
+    pub(super) fn rows_of_parts(&self) -> usize {
+        if let Self::Fp16(layer) = self { layer.rows_of_parts() } else { 1 }
+    }
+
+    /// [`forward_into`](Self::forward_into) of some of an input's rows, whose [shared range](Self::shared_range) this is:
+    /// in int8 and fp16 with the bits that they have in a call with all of them.
+    pub(super) fn forward_part(&self, part: &[f32], range: Option<(f32, f32)>, output: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Int8(layer) => {
+                let operands = layer.operands();
+                let cpu = operands.check(part, output)?;
+                operands.run_checked(part, range, layer.input_scheme(), false, output, 1, |task| task(0), cpu)
+            }
+            _ => self.forward_into(part, output),
+        }
+    }
 
     fn run<T: Element>(
         &self,

@@ -8,3 +8,4 @@ pub(crate) mod fp16_linear;
 pub(crate) mod fused;
 pub(crate) mod linear;
 pub(crate) mod quantized_linear;
+pub(crate) mod recurrent;

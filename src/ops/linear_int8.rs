@@ -309,7 +309,9 @@ pub struct Profile {
 /// that are computed at once (at most 8 MiB, or 128 bytes for each of `out_features` where that is more), at most 0.2 MB
 /// for a part of the quantized input, and, per row, as much of the input as rows (at most 8 MiB, or 32 bytes for each of
 /// `in_features`). The other holds rows of inputs and outputs that are not `f32` (at most 4 MiB, or one row, of fp16
-/// weights 120 rows, where that is more). The next operation makes them anew.
+/// weights 120 rows, where that is more). A third holds the gates of recurrent layers (some 2 MiB, or one step's where
+/// that is more), and for several layers in both directions a copy of one layer's output. The next operation makes them
+/// anew.
 pub fn release_thread_buffer() {
     scratch::release();
 }

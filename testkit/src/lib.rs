@@ -10,5 +10,7 @@ pub mod files;
 pub mod minilm;
 pub mod process;
 pub mod random;
+pub mod recurrent;
 pub mod reference;
+pub mod speech;
 pub mod timing;

@@ -2,7 +2,10 @@
 //!
 //! A binary of its own: it puts itself before the C library's allocator, for all of the process.
 
-use fbgemm::{Int8Scheme, QuantizedLinear};
+use fbgemm::{
+    Activations, GruCell, Int8Scheme, Linear, LinearScheme, Lstm, LstmCell, QuantizeOptions, QuantizedLinear,
+    quantize_modules,
+};
 use fbgemm_testkit::random::normal;
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -99,6 +102,36 @@ fn allocations_of_rust_and_of_cpp_are_counted() {
     let weight = fbgemm::quantize_weight(&[0.5; 64 * 64], 64, 64).unwrap();
     // The C++ object, and what FBGEMM's constructor makes.
     assert!(allocations(|| drop(weight.pack().unwrap())) >= 1);
+}
+
+#[test]
+fn recurrent_layers_allocate_nothing_in_steady_state() {
+    let linear = |n: usize, k: usize, seed| Linear::new(normal(n * k, seed, 0.1), Some(vec![0.1; n]), n, k).unwrap();
+    let cell = |width| LstmCell::new(linear(4 * 40, width, 1), linear(4 * 40, 40, 2)).unwrap();
+    // In fp32 the crate `gemm` allocates for several rows.
+    let schemes = [LinearScheme::from(Int8Scheme::pytorch()), Int8Scheme::accurate().into(), LinearScheme::Fp16];
+    for scheme in schemes {
+        let mut lstm = Lstm::bidirectional(vec![cell(24), cell(24), cell(80), cell(80)]).unwrap().with_batch_first();
+        let mut gru = GruCell::new(linear(3 * 40, 24, 3), linear(3 * 40, 40, 4)).unwrap();
+        quantize_modules(&mut lstm, &QuantizeOptions::new(scheme)).unwrap();
+        quantize_modules(&mut gru, &QuantizeOptions::new(scheme)).unwrap();
+        let activations = [Ok(Activations::portable()), Activations::as_pytorch()];
+        for activations in activations.into_iter().flatten() {
+            let (lstm, gru) = (lstm.clone().with_activations(activations), gru.clone().with_activations(activations));
+            for (time, batch) in [(1, 1), (20, 3), (1, 5)] {
+                let input = normal(time * batch * 24, 5, 1.0);
+                let mut output = vec![0.0; time * batch * lstm.output_size()];
+                let (mut h, mut c) = (lstm.zero_state(batch).unwrap(), lstm.zero_state(batch).unwrap());
+                let mut state = vec![0.0; batch * 40];
+                let mut all = || {
+                    lstm.forward_into(&input, &mut h, &mut c, &mut output).unwrap();
+                    gru.forward(&input[..batch * 24], &mut state).unwrap();
+                };
+                all();
+                assert_eq!(allocations(|| (0..20).for_each(|_| all())), 0, "{time} steps of {batch} rows by {scheme}");
+            }
+        }
+    }
 }
 
 #[test]

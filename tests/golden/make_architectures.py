@@ -14,7 +14,9 @@ tensor follows: name, rows, columns, the length of its bias or `-`, and its kind
     l  a linear layer, [out_features, in_features]
     e  an embedding: a row for each index
     t  a linear layer that is stored transposed, [in_features, out_features]
-    o  no `weight` of a layer at all: the tensor has another name (position tables, biases, an LSTM's weights)
+    o  no `weight` of a layer at all: the tensor has another name (position tables, biases)
+
+A recurrent layer's `weight_ih_l0`, `weight_hh_l0` and so on are linear layers, too.
 
 So that the table stays small, a model has one line for all tensors whose kinds and biases are of the same sort and
 whose names, numbers aside, end in the same three parts (in the same two, where there is a bias); and a model that would
@@ -82,8 +84,14 @@ def build(kind, names):
     raise ValueError(why)
 
 
+def is_recurrent(full):
+    return re.search(r"(^|\.)weight_(ih|hh)(_l\d+(_reverse)?)?$", full) is not None
+
+
 def kind_of(module, full):
     """A tensor's kind by the module that owns it under this name."""
+    if is_recurrent(full) and isinstance(module, (torch.nn.RNNBase, torch.nn.RNNCellBase)):
+        return "l"
     if full.rpartition(".")[2] != "weight":
         return "o"
     if isinstance(module, Conv1D):
@@ -115,7 +123,7 @@ def tensors(model):
     for full, tensor in state.items():
         # What a conversion splits or joins (experts, query with key and value) is of linear layers.
         kind = kinds.get(id(tensor), "t" if turned(full) else "l")
-        yield full, list(tensor.shape), kind if full.rpartition(".")[2] == "weight" else "o"
+        yield full, list(tensor.shape), kind if full.rpartition(".")[2] == "weight" or is_recurrent(full) else "o"
     del kept
 
 

@@ -31,6 +31,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import List
 
 import numpy as np
 import torch
@@ -248,6 +249,96 @@ def make_embeddings():
     save_file(outputs, OUT / "embeddings-outputs.safetensors", metadata={"format": "fbgemm-exported-1"})
 
 
+class QuantizedLSTM(torch.nn.Module):
+    """As TorchScript files have what torch.jit.quantized made of an LSTM before that was taken out of PyTorch."""
+
+    all_weights: List[torch.classes.rnn.CellParamsBase]
+
+    def __init__(self, lstm):
+        super().__init__()
+        self.num_layers, self.bidirectional = lstm.num_layers, lstm.bidirectional
+        suffixes = [f"_l{i}{way}" for i in range(lstm.num_layers) for way in ([""] + ["_reverse"] * lstm.bidirectional)]
+        parts = [f"{of}_{part}" for of in ("weight", "bias") for part in ("ih", "hh")]
+        make = torch.ops.quantized.make_quantized_cell_params
+        self.all_weights = [make(*(getattr(lstm, part + suffix).detach() for part in parts)) for suffix in suffixes]
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor):
+        return torch.quantized_lstm(
+            x, [h, c], self.all_weights, True, self.num_layers, 0.0, False, self.bidirectional, False,
+            dtype=torch.int8, use_dynamic=False,
+        )
+
+
+class QuantizedGRUCell(torch.nn.Module):
+    """The same of a cell, whose parts are all there."""
+
+    def __init__(self, cell):
+        super().__init__()
+        for part in ("ih", "hh"):
+            weight, bias = (getattr(cell, f"{of}_{part}").detach() for of in ("weight", "bias"))
+            weight, col_offsets, scale, zero_point = torch.fbgemm_linear_quantize_weight(weight)
+            self.register_buffer(f"weight_{part}", weight)
+            self.register_buffer(f"bias_{part}", bias)
+            self.register_buffer(f"col_offsets_{part}", col_offsets)
+            self.register_buffer(f"packed_{part}", torch.fbgemm_pack_quantized_matrix(weight))
+            setattr(self, f"scale_{part}", scale)
+            setattr(self, f"zero_point_{part}", zero_point)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor):
+        return torch.quantized_gru_cell(
+            x, h, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.packed_ih, self.packed_hh,
+            self.col_offsets_ih, self.col_offsets_hh, self.scale_ih, self.scale_hh, self.zero_point_ih, self.zero_point_hh,
+        )
+
+
+class Recurrent(torch.nn.Module):
+    """Every kind of quantized recurrent layer that there is."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(27)
+        dynamic = lambda layer, dtype=torch.qint8: quantization.quantize_dynamic(
+            torch.nn.Sequential(layer), {type(layer)}, dtype=dtype
+        )[0]
+        self.lstm = dynamic(torch.nn.LSTM(12, 40, 2, bidirectional=True))
+        self.gru = dynamic(torch.nn.GRU(80, 33))
+        self.fp16 = dynamic(torch.nn.LSTM(33, 16), torch.float16)
+        self.old = QuantizedLSTM(torch.nn.LSTM(16, 34, 2, bidirectional=True))
+        self.cell = dynamic(torch.nn.LSTMCell(68, 20))
+        self.old_cell = QuantizedGRUCell(torch.nn.GRUCell(20, 20))
+        self.last = dynamic(torch.nn.RNNCell(20, 7, nonlinearity="relu"))
+
+    def forward(self, x):
+        batch = x.shape[1]
+        lstm = self.lstm(x)[0]
+        gru = self.gru(lstm)[0]
+        fp16 = self.fp16(gru)[0]
+        old = self.old(fp16, torch.zeros(4, batch, 34), torch.zeros(4, batch, 34))[0]
+        cell, _ = self.cell(old[0], (torch.zeros(batch, 20), torch.zeros(batch, 20)))
+        old_cell = self.old_cell(cell, torch.zeros(batch, 20))
+        return lstm, gru, fp16, old, cell, old_cell, self.last(old_cell)
+
+
+def make_recurrent():
+    """The module and its TorchScript give the same file; its outputs are for the kind of CPU of recurrent/cells.safetensors."""
+    from export import export
+
+    module, path = Recurrent(), OUT / "recurrent.safetensors"
+    export(module, path)
+    with tempfile.TemporaryDirectory() as folder:
+        scripted, other = Path(folder, "scripted.pt"), Path(folder, "other.safetensors")
+        torch.jit.save(torch.jit.script(module), scripted)
+        export(torch.jit.load(scripted), other)
+        assert path.read_bytes() == other.read_bytes()
+    x = torch.from_numpy(np.random.default_rng(28).standard_normal((5, 3, 12)).astype(np.float32))
+    outputs = {"input": x} | dict(zip(("lstm", "gru", "fp16", "old", "cell", "old_cell", "last"), module(x)))
+    save_file({name: value.detach().contiguous() for name, value in outputs.items()}, OUT / "recurrent-outputs.safetensors")
+    floats = torch.nn.ModuleDict({"gru": torch.nn.GRU(9, 12), "cell": torch.nn.LSTMCell(12, 9)})
+    from export import SCHEMES
+    export(floats, OUT / "recurrent-accurate.safetensors", scheme=SCHEMES["accurate"])
+    save_file({name: value.detach() for name, value in floats.state_dict().items()}, OUT / "recurrent-float.safetensors")
+
+
 def dynamic_layers(module):
     kind = torch.ao.nn.quantized.dynamic.Linear
     return {name: layer for name, layer in sorted(module.named_modules()) if type(layer) is kind}
@@ -333,6 +424,7 @@ if __name__ == "__main__":
     make_half()
     make_schemes()
     make_embeddings()
+    make_recurrent()
     for isa in ISAS:  # FBGEMM reads the variable once: a process each
         limited = dict(os.environ, FBGEMM_ENABLE_INSTRUCTIONS=isa)
         subprocess.run([sys.executable, __file__, isa], env=limited, check=True)

@@ -74,8 +74,8 @@ fn a_changed_header_is_an_error_that_names_the_layer() {
         use_all(&with_header(&header.to_string(), data)).unwrap_err().chain()
     };
     let set = |tensor: &str, key: &str, value: serde_json::Value| refused(&|h| h[tensor][key] = value.clone());
-    for version in ["4", "x", "", "0"] {
-        let said = format!("the file has format version {version:?}, expected at most 3: read it with a newer version");
+    for version in ["5", "x", "", "0"] {
+        let said = format!("the file has format version {version:?}, expected at most 4: read it with a newer version");
         assert_eq!(set("__metadata__", "fbgemm_format", version.into()), said);
     }
     let shape = |n: usize, k: usize| vec![n, k].into();

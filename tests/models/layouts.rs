@@ -121,11 +121,11 @@ fn a_bias_that_does_not_fit_a_chosen_layout_is_named() {
 
 #[test]
 fn matrices_by_other_names_are_listed_and_left() {
-    let names = ["lstm.weight_ih_l0", "attn.in_proj_weight", "enc_emb", "dec_w_ih", "pos_embed"];
+    let names = ["lstm.weight_hr_l0", "attn.in_proj_weight", "enc_emb", "dec_w_ih", "pos_embed"];
     let mut tensors: Vec<Tensor> = names.iter().map(|name| made(name, &[24, 8])).collect();
     tensors.push(made("fc.weight", &[4, 8]));
     let (output, report) = quantized("other-names", &tensors, &pytorch()).unwrap();
-    for name in ["lstm.weight_ih_l0", "attn.in_proj", "enc_emb", "dec_w_ih", "pos_embed"] {
+    for name in ["lstm.weight_hr_l0", "attn.in_proj", "enc_emb", "dec_w_ih", "pos_embed"] {
         let said = "its name doesn't end in `weight`".to_string();
         assert_eq!(outcome(&report, name), (Some(Skipped::NoRule), said), "{name}");
     }

@@ -12,6 +12,7 @@ mod output;
 mod plot;
 mod profile;
 mod pytorch;
+mod recurrent;
 mod result;
 mod runner;
 mod shapes;
@@ -35,7 +36,7 @@ const OURS: &str = "fbgemm";
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Bench {
-    /// The layers of a well-known model, and dlrm's embedding tables; may be repeated [default: minilm, unless --shape or --model is given]
+    /// The layers of a well-known model, dlrm's embedding tables, whole LSTMs and GRUs; may be repeated [default: minilm, unless --shape or --model is given]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     preset: Vec<Preset>,
     /// A layer of your own, as 1536x384: outputs x inputs; may be repeated
@@ -70,7 +71,7 @@ pub struct Bench {
     /// Print one line for each case and contender, comma-separated
     #[arg(long)]
     csv: bool,
-    /// Draw speed-up, time and error into this folder, and dlrm's tables, as SVG
+    /// Draw speed-up, time and error into this folder, dlrm's tables and recurrent layers, as SVG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
     /// This crate's other ways to quantize, too: in seven bits per channel and row, and in fp16
@@ -110,14 +111,23 @@ pub fn run(arguments: &Bench) -> io::Result<Exit> {
         };
         let of_tables = tables.as_ref().map(tables::text).unwrap_or_default();
         let tables = tables.map(|tables| tables.cases).unwrap_or_default();
-        let run = Run { machine: machine(&plan), limits, cases, tables };
+        let (mut of_recurrent, mut recurrent) = (String::new(), Vec::new());
+        for (preset, kind) in [(Preset::Lstm, recurrent::Kind::Lstm), (Preset::Gru, recurrent::Kind::Gru)] {
+            if arguments.preset.contains(&preset) {
+                let measured = recurrent::run(kind, &plan.libraries, plan.repetitions, plan.quick);
+                let measured = measured.map_err(said(Exit::CheckFailed))?;
+                of_recurrent += &recurrent::text(&measured);
+                recurrent.extend(measured.cases);
+            }
+        }
+        let run = Run { machine: machine(&plan), limits, cases, tables, recurrent };
         let advice = arguments.model.is_some().then(|| advice(&plan, &run.cases)).flatten();
         let printed = if arguments.json {
             say!("{}", output::json(&run, advice.as_ref()))
         } else if arguments.csv {
             print(format_args!("{}", output::csv(&run)))
         } else {
-            print(format_args!("{}{of_tables}", output::text(&run, advice.as_ref(), plan.quick)))
+            print(format_args!("{}{of_tables}{of_recurrent}", output::text(&run, advice.as_ref(), plan.quick)))
         };
         if let Some(folder) = &arguments.plot {
             for file in plot::draw(&run, folder).map_err(said(Exit::BadInput))? {

@@ -1,4 +1,4 @@
-//! PyTorch's own embedding bags, in a process of their own, where Python has torch.
+//! PyTorch, in a process of its own, where Python has torch: embedding bags, and scripts that time other layers.
 
 use std::process::{Command, Output};
 
@@ -49,7 +49,8 @@ impl PyTorch {
     }
 }
 
-fn python(script: &str, arguments: &[String]) -> Result<String, String> {
+/// What a script prints in a `python3` of its own, or the last line of what went wrong.
+pub fn python(script: &str, arguments: &[String]) -> Result<String, String> {
     let mut command = Command::new("python3");
     // Huge pages, as this crate's tables have them.
     command.arg("-c").arg(script).args(arguments).env("THP_MEM_ALLOC_ENABLE", "1");

@@ -14,6 +14,9 @@ pub struct Run {
     /// Embedding tables, where a preset has them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<TableCase>,
+    /// Recurrent layers, where a preset has them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub recurrent: Vec<RecurrentCase>,
 }
 
 /// The machine and the versions, as they stand in every output.
@@ -112,6 +115,44 @@ pub struct TableTiming {
     pub high: f64,
     /// The time of touching such rows, over this one, for a table that is larger than the caches.
     pub limit_share: Option<f64>,
+}
+
+/// A recurrent layer over a sequence, by all contenders.
+#[derive(Debug, Clone, Serialize)]
+pub struct RecurrentCase {
+    /// "LSTM" or "GRU".
+    pub layer: String,
+    /// Elements of its hidden state, and as many inputs.
+    pub hidden: usize,
+    /// Rows of a step.
+    pub batch: usize,
+    /// Steps of the sequence.
+    pub steps: usize,
+    /// Ours first.
+    pub timings: Vec<RecurrentTiming>,
+}
+
+/// A contender's result.
+#[derive(Debug, Clone, Serialize)]
+pub struct RecurrentTiming {
+    /// Its name.
+    pub contender: String,
+    /// Whether its weights are quantized; else they are in fp32.
+    pub quantized: bool,
+    /// Seconds for the sequence: the median.
+    pub median: f64,
+    /// The quartiles.
+    pub low: f64,
+    /// As above.
+    pub high: f64,
+}
+
+impl RecurrentCase {
+    /// How many times faster than the best in fp32 this crate is.
+    pub fn speed_up(&self) -> Option<f64> {
+        let fp32 = self.timings.iter().filter(|timing| !timing.quantized).map(|timing| timing.median);
+        Some(fp32.min_by(f64::total_cmp)? / self.timings.first()?.median)
+    }
 }
 
 /// A contender's result.

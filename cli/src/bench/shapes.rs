@@ -1,6 +1,6 @@
 //! Which layers compete: presets, the user's own shapes, and a checkpoint's.
 
-use fbgemm::{Int8Scheme, ModelFile, QuantizeOptions, join_name, quantize_checkpoint};
+use fbgemm::{Int8Scheme, ModelFile, QuantizeOptions, part_name, quantize_checkpoint};
 use fbgemm_testkit::random::normal;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -13,8 +13,10 @@ pub enum Preset {
     Minilm,
     /// BERT-base
     Bert,
-    /// One step of an LSTM of 512, and of 1024
+    /// Gates of an LSTM of 512, and of 1024; and whole LSTMs
     Lstm,
+    /// Gates of a GRU of 512, and of 1024; and whole GRUs
+    Gru,
     /// Both towers of DLRM, as published for the Criteo Kaggle data
     Dlrm,
     /// Wide heads before a softmax: 10000 classes, and BERT's vocabulary
@@ -48,6 +50,7 @@ impl Preset {
             ),
             // Four gates of as many outputs as the state has, from the input and from the state.
             Self::Lstm => ("LSTM", &[("gates of 512", 2, 2048, 512), ("gates of 1024", 2, 4096, 1024)]),
+            Self::Gru => ("GRU", &[("gates of 512", 2, 1536, 512), ("gates of 1024", 2, 3072, 1024)]),
             Self::Dlrm => (
                 "DLRM",
                 &[
@@ -108,9 +111,9 @@ pub fn model(path: &Path) -> Result<Vec<Shape>, String> {
             shape.count += 1;
             continue;
         }
-        let tensor = |part: &str| file.tensor_f32(&join_name(&layer.name, part)).map(|(_, values)| values);
+        let tensor = |part: &str| file.tensor_f32(&part_name(&layer.name, part)).map(|(_, values)| values);
         let weight = tensor("weight").map_err(about)?;
-        let bias_name = join_name(&layer.name, "bias");
+        let bias_name = part_name(&layer.name, "bias");
         let has_bias = file.tensor_names().contains(&bias_name.as_str());
         let bias = if has_bias { tensor("bias").map_err(about)? } else { vec![0.0; out_features] };
         let error = layer.outcome.as_ref().map_or(0.0, |weight| weight.relative_error);

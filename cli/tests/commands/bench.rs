@@ -221,3 +221,17 @@ fn dlrm_has_embedding_tables_in_every_format_and_other_presets_have_none() {
     }
     assert!(answer(&[&quick[..], &["--shape", "64x64"]].concat()).get("tables").is_none());
 }
+
+#[test]
+fn gru_has_whole_layers_by_all_contenders_and_their_results_agree() {
+    let run = answer(&["bench", "--quick", "--batch", "1", "--contender", "fbgemm", "--preset", "gru"]);
+    let cases = run["recurrent"].as_array().unwrap();
+    assert_eq!(cases.len(), 4); // batches of 1 and 8, one step and 50
+    for case in cases {
+        assert_eq!((case["layer"].as_str(), case["hidden"].as_u64()), (Some("GRU"), Some(128)));
+        let timings = case["timings"].as_array().unwrap();
+        let names: Vec<&str> = timings.iter().map(|timing| timing["contender"].as_str().unwrap()).collect();
+        assert_eq!(names[..4], ["fbgemm", "fbgemm as PyTorch", "fbgemm fp16", "gemm"]);
+        assert!(timings.iter().all(|t| ["low", "median", "high"].iter().all(|key| positive(&t[key]))));
+    }
+}

@@ -356,3 +356,26 @@ fn verify_keeps_to_the_callers_limit() {
     let note = "made on AVX512, compared on AVX2: fp16 weights' sums in another order differ in their last bits";
     assert_eq!(answers[0]["notes"][0], note);
 }
+
+/// MKL's tanh depends on the CPU: where the stored one's bits come out, so do all cases' of that kind of CPU.
+#[test]
+fn verify_passes_pytorchs_recurrent_layers_where_its_functions_give_the_bits_of_the_file() {
+    let file = golden("recurrent/cells");
+    let output = fbgemm(&["verify", "--json", &file]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ops = report["files"][0]["ops"].as_array().unwrap();
+    let of = |op: &str, key: &str| ops.iter().find(|o| o["op"] == op).unwrap()[key].as_u64().unwrap();
+    if of("activations", "passed") == 0 {
+        println!("this CPU's or provider's functions are others");
+        return;
+    }
+    assert!(ops.iter().all(|op| op["failed"] == 0 && op["skipped"] == 0), "{ops:?}");
+    assert_eq!(of("lstm_cell_int8", "passed") + of("gru_fp16", "passed") + of("rnn_relu_cell_dynamic", "passed"), 9);
+    let file = golden("recurrent/recurrent");
+    let output = fbgemm(&["verify", &file]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    for op in ["lstm_dynamic", "gru_dynamic"] {
+        let line = format!("{file}: {op}: 12 passed, 0 failed");
+        assert!(stdout(&output).lines().any(|l| l == line), "{line} in {}", stdout(&output));
+    }
+}

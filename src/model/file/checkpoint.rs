@@ -4,7 +4,7 @@ use super::checkpoint_options::{CheckpointChooser, CheckpointOptions};
 use super::foreign::{self, Foreign, Weight};
 use super::format::{
     EMBEDDING_KEY, FOREIGN_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS, floats_of, fp16_bytes, fp16_tensors, is_float,
-    layer_of, note_input, quantized_bytes, quantized_tensors, wrong,
+    note_input, quantized_bytes, quantized_tensors, wrong,
 };
 use super::model_file::ModelFile;
 use super::write::{Part, Target, write};
@@ -12,7 +12,7 @@ use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::{check_fp16_shape, check_int8_shape};
 use crate::model::kind::{Kind, Matrix, TableSizes, kinds};
-use crate::model::modules::join_name;
+use crate::model::names::{join_name, layer_of, part_name, recurrent_module};
 use crate::model::quantize::{Quantized, at_offset, quantize_linear, rows_at_once};
 use crate::model::report::{LayerKind, LayerReport, QuantizeReport, RowErrors, Skipped, WeightReport};
 use crate::ops::embedding::{EmbeddingFormat, pack_embedding};
@@ -66,7 +66,7 @@ pub fn quantize_checkpoint(
             parts.push((new.clone(), Part::copied(new, file.tensor(old)?)));
             if let Some(layer) = layer_of(new, "weight")
                 && file.tensor(old)?.dtype() == Dtype::I8
-                && !file.is_int8(layer_of(old, "weight").unwrap_or_default())
+                && !file.is_int8(&layer_of(old, "weight").unwrap_or_default())
             {
                 metadata.insert(format!("{FOREIGN_KEY}{layer}"), "1".to_string());
             }
@@ -169,7 +169,7 @@ impl Names {
         let mut metadata: BTreeMap<String, String> = all.filter(|(key, _)| !of_layer(key)).collect();
         for (new, old) in &self.0 {
             let (Some(new), Some(old)) = (layer_of(new, "weight"), layer_of(old, "weight")) else { continue };
-            let kinds = [(INPUT_KEY, file.is_int8(old)), (FP16_KEY, file.is_fp16(old)), (EMBEDDING_KEY, true)];
+            let kinds = [(INPUT_KEY, file.is_int8(&old)), (FP16_KEY, file.is_fp16(&old)), (EMBEDDING_KEY, true)];
             for (key, holds) in kinds {
                 if let Some(value) = file.metadata().get(&format!("{key}{old}")).filter(|_| holds) {
                     metadata.insert(format!("{key}{new}"), value.clone());
@@ -233,7 +233,7 @@ fn plan(
             kind = Kind::Linear; // its shape tells nothing; refused unless it is left out
         }
         let ours = layer_of(old, "weight")
-            .is_some_and(|layer| file.is_int8(layer) || file.is_fp16(layer) || file.is_table(layer));
+            .is_some_and(|layer| file.is_int8(&layer) || file.is_fp16(&layer) || file.is_table(&layer));
         if kind == Kind::Embedding && is_float(*dtype) && !ours {
             let against = chooser.quantize.reason_against_embedding(layer, shape[0], shape[1]);
             let mut about = left(file, candidate, against, false, evidence);
@@ -246,7 +246,7 @@ fn plan(
             continue;
         }
         if let Some(layer) = layer_of(old, "weight").filter(|layer| file.is_int8(layer)) {
-            file.portable(layer)?; // what is written can be read, also what is copied
+            file.portable(&layer)?; // what is written can be read, also what is copied
         }
         let (n, k) = if kind == Kind::Transposed { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
         let against = chooser.quantize.reason_against(layer, n, k);
@@ -326,7 +326,7 @@ fn left(
     evidence: String,
 ) -> LayerReport {
     let bytes = match layer_of(&candidate.old, "weight") {
-        Some(layer) if ours => file.layer_bytes(layer),
+        Some(layer) if ours => file.layer_bytes(&layer),
         _ => [Some(&candidate.old), candidate.bias.as_ref().map(|(name, _)| name)]
             .into_iter()
             .flatten()
@@ -335,7 +335,11 @@ fn left(
     };
     LayerReport {
         name: candidate.layer.clone(),
-        kind: if skipped == Some(Skipped::Embedding) { LayerKind::Embedding } else { LayerKind::Linear },
+        kind: match skipped {
+            Some(Skipped::Embedding) => LayerKind::Embedding,
+            _ if recurrent_module(&candidate.layer).is_some() => LayerKind::Recurrent,
+            _ => LayerKind::Linear,
+        },
         out_features: candidate.shape[0],
         in_features: candidate.shape[1],
         bytes_before: bytes,
@@ -370,13 +374,13 @@ fn candidates(file: &ModelFile, names: &Names, chooser: &mut CheckpointChooser) 
         let packed = foreign::packed_part(file, old, dtype);
         let named = layer_of(new, packed.unwrap_or("weight"));
         // Of other tools' weights those that are named so: their scales are matrices, too.
-        let table = named.is_some_and(|_| layer_of(old, "weight").is_some_and(|layer| file.is_table(layer)));
+        let table = named.as_ref().is_some_and(|_| layer_of(old, "weight").is_some_and(|layer| file.is_table(&layer)));
         if !(is_float(dtype) || table || named.is_some() && (packed.is_some() || foreign::is_known(dtype))) {
             continue;
         }
-        let (layer, biases) = match named {
-            Some(layer) => (layer.to_string(), vec![join_name(layer, "bias")]),
-            // `in_proj_weight` is the weight of `in_proj`, `weight_ih_l0` of a layer of its own name.
+        let (layer, biases) = match &named {
+            Some(layer) => (layer.to_string(), vec![part_name(layer, "bias")]),
+            // `in_proj_weight` is the weight of `in_proj`.
             None => (new.strip_suffix("_weight").unwrap_or(new).to_string(), bias_names(new)),
         };
         let bias = biases.iter().find_map(|name| {
@@ -491,7 +495,7 @@ fn check_names(names: &Names, layers: &[Layer]) -> Result<()> {
     let used: BTreeSet<&str> = layers.iter().flat_map(|layer| layer.used.iter().map(String::as_str)).collect();
     for layer in layers {
         for part in ["weight", "scale", "zero_point", "col_offsets", "bias"] {
-            let name = join_name(&layer.name, part);
+            let name = part_name(&layer.name, part);
             if names.old(&name).is_some_and(|old| !used.contains(old)) {
                 return Err(Error::NameTaken { layer: layer.name.clone(), name });
             }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::kind::Kind;
-use crate::model::options::{Chooser, QuantizeOptions};
+use crate::model::options::{Chooser, QuantizeOptions, names_match};
 use wildmatch::WildMatch;
 
 /// Options of [`quantize_checkpoint`](crate::quantize_checkpoint). Patterns are as in [`QuantizeOptions`], for the
@@ -117,7 +117,7 @@ impl Patterns {
     fn matches(&mut self, layer: &str, full: &str) -> bool {
         let mut any = false;
         for (pattern, used) in &mut self.0 {
-            let matches = pattern.matches(layer) || pattern.matches(full);
+            let matches = names_match(pattern, layer) || pattern.matches(full);
             *used |= matches;
             any |= matches;
         }

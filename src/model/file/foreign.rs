@@ -6,10 +6,11 @@
 //! - float8: `x.weight` (F8_E4M3 or F8_E5M2) and a scale to multiply with: `x.weight_scale`, or `x.weight_scale_inv`,
 //!   as DeepSeek's and transformers' FP8 layers call it; one, one for each output, or one for each block of 128 by 128.
 
-use super::format::{floats, is_float, layer_of, numbers};
+use super::format::{floats, is_float, numbers};
 use super::model_file::ModelFile;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
+use crate::model::names::layer_of;
 use crate::quant::weight::QuantizedWeight;
 use safetensors::tensor::Dtype;
 

@@ -2,7 +2,7 @@
 
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
-use crate::model::modules::join_name;
+use crate::model::names::part_name;
 use crate::quant::input::InputScheme;
 use crate::quant::weight::QuantizedWeight;
 use safetensors::tensor::Dtype;
@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The newest layout that this version writes and reads.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 /// Before a layer's name: its input scheme's key in the metadata.
 pub(crate) const INPUT_KEY: &str = "input:";
 /// Before a layer's name: the key of one with its weight in fp16.
@@ -23,11 +23,6 @@ pub(crate) const EMBEDDING_KEY: &str = "embedding:";
 pub(crate) const OF_LAYERS: [&str; 4] = [INPUT_KEY, FP16_KEY, FOREIGN_KEY, EMBEDDING_KEY];
 /// The layout's place in the file's metadata.
 pub(crate) const FORMAT_KEY: &str = "fbgemm_format";
-
-/// The layer whose part of this name a tensor is.
-pub(crate) fn layer_of<'a>(full: &'a str, part: &str) -> Option<&'a str> {
-    if full == part { Some("") } else { full.strip_suffix(part)?.strip_suffix('.') }
-}
 
 pub(crate) fn wrong(name: &str, tensor: &Tensor, expected: &str) -> Error {
     let given = format!("{} {:?}", tensor.dtype(), tensor.shape());
@@ -71,8 +66,8 @@ pub(crate) fn note_input(metadata: &mut BTreeMap<String, String>, name: &str, sc
 
 /// The tensors of a layer in fp16, and, in the same order, their bytes.
 pub(crate) fn fp16_tensors(name: &str, n: usize, k: usize, has_bias: bool) -> Vec<(String, Dtype, Vec<usize>)> {
-    let mut tensors = vec![(join_name(name, "weight"), Dtype::F16, vec![n, k])];
-    tensors.extend(has_bias.then(|| (join_name(name, "bias"), Dtype::F32, vec![n])));
+    let mut tensors = vec![(part_name(name, "weight"), Dtype::F16, vec![n, k])];
+    tensors.extend(has_bias.then(|| (part_name(name, "bias"), Dtype::F32, vec![n])));
     tensors
 }
 
@@ -91,12 +86,12 @@ pub(crate) fn quantized_tensors(
     has_bias: bool,
 ) -> Vec<(String, Dtype, Vec<usize>)> {
     let mut tensors = vec![
-        (join_name(name, "weight"), Dtype::I8, vec![n, k]),
-        (join_name(name, "scale"), Dtype::F32, vec![channels]),
-        (join_name(name, "zero_point"), Dtype::I32, vec![channels]),
-        (join_name(name, "col_offsets"), Dtype::I32, vec![n]),
+        (part_name(name, "weight"), Dtype::I8, vec![n, k]),
+        (part_name(name, "scale"), Dtype::F32, vec![channels]),
+        (part_name(name, "zero_point"), Dtype::I32, vec![channels]),
+        (part_name(name, "col_offsets"), Dtype::I32, vec![n]),
     ];
-    tensors.extend(has_bias.then(|| (join_name(name, "bias"), Dtype::F32, vec![n])));
+    tensors.extend(has_bias.then(|| (part_name(name, "bias"), Dtype::F32, vec![n])));
     tensors
 }
 

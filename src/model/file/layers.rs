@@ -6,7 +6,8 @@ use super::format::{
 use super::model_file::{ModelFile, in_parallel};
 use super::write::{Part, Target, write};
 use crate::error::{Error, Result};
-use crate::model::modules::{Module, ModuleMut, Modules, join_name};
+use crate::model::modules::{Module, ModuleMut, Modules};
+use crate::model::names::{join_name, part_name};
 use crate::nn::embedding::Embedding;
 use crate::nn::linear::Linear;
 use crate::ops::embedding::{EmbeddingFormat, EmbeddingTable};
@@ -118,8 +119,8 @@ pub fn save_modules(model: &(impl Modules + ?Sized), others: &[PlainTensor], pat
         let (n, k, bias) = (layer.out_features(), layer.in_features(), layer.bias());
         parts.push(match layer {
             Linear::Float(layer) => {
-                let mut tensors = vec![(join_name(name, "weight"), Dtype::F32, vec![n, k])];
-                tensors.extend(bias.map(|_| (join_name(name, "bias"), Dtype::F32, vec![n])));
+                let mut tensors = vec![(part_name(name, "weight"), Dtype::F32, vec![n, k])];
+                tensors.extend(bias.map(|_| (part_name(name, "bias"), Dtype::F32, vec![n])));
                 Part::made(tensors, || {
                     let values = std::iter::once(layer.weight()).chain(layer.bias());
                     Ok(values.map(|values| le_bytes(values, f32::to_le_bytes).into()).collect())

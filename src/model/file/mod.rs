@@ -6,8 +6,9 @@
 //! the layout's version, and, where a layer's input is not quantized per tensor, `input:x`, an `InputScheme` in words.
 //! A layer with its weight in fp16 is `x.weight` (F16) and `x.bias` (F32), as in an fp16 checkpoint, and `fp16:x` = `1`
 //! in the metadata. An embedding in 8, 4 or 2 bits is `x.weight` (U8) and `embedding:x` in the metadata (`tables.rs`).
-//! Version 2 has more than one scale, or such an input or weight, and version 3 such an embedding; a file without any
-//! of them is written as version 1.
+//! The linear layers of recurrent ones have PyTorch's names, `x.weight_ih_l0`, `x.scale_ih_l0` (`recurrent.rs`).
+//! Version 2 has more than one scale, or such an input or weight, version 3 such an embedding, and version 4 such a
+//! recurrent layer; a file without any of them is written as version 1.
 
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoint_options;
@@ -17,6 +18,7 @@ mod header;
 pub(crate) mod layers;
 pub(crate) mod model_file;
 mod output;
+mod recurrent;
 mod shards;
 mod source;
 mod tables;

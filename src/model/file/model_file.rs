@@ -1,12 +1,12 @@
 //! A safetensors file, or several as one, as a model: its layers and tensors, read when asked for.
 
-use super::format::{FOREIGN_KEY, FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, floats, is_float, layer_of, numbers, wrong};
+use super::format::{FOREIGN_KEY, FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, floats, is_float, numbers, wrong};
 use super::header::Header;
 use super::shards::{self, Shard};
 use super::source::Source;
 use super::tensor::{Entry, Tensor};
 use crate::error::{Error, Result};
-use crate::model::modules::join_name;
+use crate::model::names::{join_name, layer_of, part_name};
 use crate::nn::fp16_linear::Fp16Linear;
 use crate::nn::linear::Linear;
 use crate::nn::quantized_linear::PortableLinear;
@@ -198,7 +198,7 @@ impl<'a> ModelFile<'a> {
                 return self.read_portable(name)?.pack().map(Linear::Int8);
             }
             let (out_features, in_features) = self.shape(name)?;
-            let (_, weight) = self.tensor_f32(&join_name(name, "weight"))?;
+            let (_, weight) = self.tensor_f32(&self.part_name(name, "weight"))?;
             if self.is_fp16(name) {
                 return Fp16Linear::new(&weight, self.bias(name)?, out_features, in_features).map(Linear::Fp16);
             }
@@ -220,7 +220,7 @@ impl<'a> ModelFile<'a> {
 
     /// A linear layer's out_features and in_features.
     pub(crate) fn shape(&self, name: &str) -> Result<(usize, usize)> {
-        let full = join_name(name, "weight");
+        let full = self.part_name(name, "weight");
         let weight = self.tensor(&full)?;
         match weight.shape()[..] {
             [out_features, in_features] => Ok((out_features, in_features)),
@@ -231,7 +231,7 @@ impl<'a> ModelFile<'a> {
     /// How many bytes of the file a linear layer takes.
     pub(crate) fn layer_bytes(&self, name: &str) -> usize {
         let parts = ["weight", "scale", "zero_point", "col_offsets", "bias"];
-        parts.iter().filter_map(|part| Some(self.tensor(&join_name(name, part)).ok()?.len())).sum()
+        parts.iter().filter_map(|part| Some(self.part(name, part).ok()?.len())).sum()
     }
 
     /// Names of the layers with their weights in fp16, in order.
@@ -252,6 +252,18 @@ impl<'a> ModelFile<'a> {
         Ok(Tensor::new(entry, &self.sources[entry.source]))
     }
 
+    /// What a part of a linear layer is called here.
+    pub(crate) fn part_name(&self, layer: &str, part: &str) -> String {
+        let full = part_name(layer, part);
+        // As versions before 4 of the layout named the parts of a recurrent layer's matrix.
+        let before = || Some(join_name(layer, part)).filter(|before| self.tensors.contains_key(before));
+        if self.tensors.contains_key(&full) { full } else { before().unwrap_or(full) }
+    }
+
+    fn part(&self, layer: &str, part: &str) -> Result<Tensor<'_>> {
+        self.tensor(&self.part_name(layer, part))
+    }
+
     /// Where a tensor's bytes are.
     ///
     /// # Errors
@@ -267,10 +279,10 @@ impl<'a> ModelFile<'a> {
         for (full, tensor) in self.tensors.iter() {
             match (layer_of(full, "weight"), layer_of(full, "col_offsets")) {
                 (Some(name), _) if self.metadata.contains_key(&format!("{FOREIGN_KEY}{name}")) => {}
-                (Some(name), _) if tensor.dtype == Dtype::I8 => names.push(name.to_string()),
+                (Some(name), _) if tensor.dtype == Dtype::I8 => names.push(name.into_owned()),
                 // Beside a weight in floats it is something else by that name.
-                (_, Some(name)) if !self.tensor(&join_name(name, "weight")).is_ok_and(|w| is_float(w.dtype())) => {
-                    names.push(name.to_string());
+                (_, Some(name)) if !self.part(&name, "weight").is_ok_and(|w| is_float(w.dtype())) => {
+                    names.push(name.into_owned());
                 }
                 _ => {}
             }
@@ -286,13 +298,13 @@ impl<'a> ModelFile<'a> {
     fn check_shapes(&self, name: &str) -> Result<[usize; 2]> {
         let (n, k) = self.shape(name)?;
         // One for all outputs, or each output's own.
-        let channels = if self.tensor(&join_name(name, "scale"))?.shape() == [n] { n } else { 1 };
+        let channels = if self.part(name, "scale")?.shape() == [n] { n } else { 1 };
         let expected = [("weight", Dtype::I8, vec![n, k]), ("scale", Dtype::F32, vec![channels])];
         let more = [("zero_point", Dtype::I32, vec![channels]), ("col_offsets", Dtype::I32, vec![n])];
         for (part, dtype, shape) in expected.into_iter().chain(more) {
-            self.expect(&join_name(name, part), dtype, &shape)?;
+            self.expect(&self.part_name(name, part), dtype, &shape)?;
         }
-        let bias = join_name(name, "bias");
+        let bias = self.part_name(name, "bias");
         if self.tensors.contains_key(&bias) {
             self.expect(&bias, Dtype::F32, &[n])?;
         }
@@ -309,7 +321,7 @@ impl<'a> ModelFile<'a> {
 
     fn read_portable(&self, name: &str) -> Result<PortableLinear> {
         let [n, k] = self.check_shapes(name)?;
-        let part = |part: &str| self.tensor(&join_name(name, part));
+        let part = |part: &str| self.part(name, part);
         let scales = numbers(&part("scale")?.data()?, f32::from_le_bytes);
         let zero_points = numbers(&part("zero_point")?.data()?, i32::from_le_bytes);
         let col_offsets = numbers(&part("col_offsets")?.data()?, i32::from_le_bytes);
@@ -323,7 +335,7 @@ impl<'a> ModelFile<'a> {
     }
 
     pub(crate) fn bias(&self, name: &str) -> Result<Option<Vec<f32>>> {
-        let full = join_name(name, "bias");
+        let full = self.part_name(name, "bias");
         let Ok(tensor) = self.tensor(&full) else { return Ok(None) };
         let (out_features, _) = self.shape(name)?;
         match tensor.shape() {

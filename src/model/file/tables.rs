@@ -9,7 +9,7 @@ use super::format::{EMBEDDING_KEY, floats, wrong};
 use super::model_file::ModelFile;
 use super::source::Source;
 use crate::error::{Error, Result};
-use crate::model::modules::join_name;
+use crate::model::names::join_name;
 use crate::nn::embedding::Embedding;
 use crate::ops::embedding::{EmbeddingFormat, EmbeddingTable};
 use safetensors::tensor::Dtype;

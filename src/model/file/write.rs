@@ -1,12 +1,13 @@
 //! Writing a file part by part, beside the one that it replaces; or several, as shards and their index.
 
-use super::format::{EMBEDDING_KEY, FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS, layer_of};
+use super::format::{EMBEDDING_KEY, FORMAT, FORMAT_KEY, FP16_KEY, INPUT_KEY, OF_LAYERS};
 use super::model_file::ModelFile;
 use super::output::Output;
 use super::shards::{Index, MODEL, SHARD_KEY, Shard, check_alone, is_index, shard_name};
 use super::source::Source;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
+use crate::model::names::{layer_of, recurrent_module};
 use safetensors::tensor::{Dtype, TensorInfo};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -178,8 +179,15 @@ fn version(parts: &[Part], metadata: &BTreeMap<String, String>) -> u32 {
     let channels = |(name, _, shape): &(String, Dtype, Vec<usize>)| layer_of(name, "scale").is_some() && shape != &[1];
     let of_version_2 = metadata.keys().any(|key| key.starts_with(INPUT_KEY) || key.starts_with(FP16_KEY))
         || parts.iter().any(|part| part.tensors[0].1 == Dtype::I8 && part.tensors.iter().any(channels));
-    if metadata.keys().any(|key| key.starts_with(EMBEDDING_KEY)) {
+    let recurrent = parts.iter().any(|part| {
+        let (name, dtype, _) = &part.tensors[0];
+        let fp16 = || metadata.contains_key(&format!("{FP16_KEY}{name}"));
+        recurrent_module(name).is_some() && (*dtype == Dtype::I8 || fp16())
+    });
+    if recurrent {
         FORMAT
+    } else if metadata.keys().any(|key| key.starts_with(EMBEDDING_KEY)) {
+        3
     } else if of_version_2 {
         2
     } else {
@@ -200,7 +208,7 @@ fn write_shards(
     let mut outputs = Vec::new();
     for (number, (parts, path)) in shards.into_iter().zip(&paths).enumerate() {
         // What is said of a layer goes with it.
-        let layers: BTreeSet<&str> =
+        let layers: BTreeSet<Cow<str>> =
             parts.iter().flat_map(|part| &part.tensors).filter_map(|(name, ..)| layer_of(name, "weight")).collect();
         let elsewhere = |key: &str| {
             let layer = OF_LAYERS.iter().find_map(|prefix| key.strip_prefix(prefix));

@@ -1,4 +1,4 @@
-//! Draws a run: speed-up, time and error, and embedding tables, each as SVG.
+//! Draws a run: speed-up, time and error, embedding tables and recurrent layers, each as SVG.
 
 mod axes;
 mod labels;
@@ -10,13 +10,13 @@ mod svg;
 mod tests;
 
 use super::result::{Case, Run};
-use pictures::{error, speed_up, tables, time};
+use pictures::{error, recurrent, speed_up, tables, time};
 use std::path::{Path, PathBuf};
 use std::{fs, process};
 
 /// Draws `run` into `folder`, which it makes where there is none, and returns the files.
 ///
-/// `speed-up` needs a contender in fp32, `tables` a preset that has them; without those they are left out.
+/// `speed-up` needs a contender in fp32, `tables` and `recurrent` a preset that has them; without those they are left out.
 pub fn draw(run: &Run, folder: &Path) -> Result<Vec<PathBuf>, String> {
     let cases: Vec<&Case> = run.cases.iter().filter(|case| !case.timings.is_empty()).collect();
     if cases.is_empty() {
@@ -28,6 +28,7 @@ pub fn draw(run: &Run, folder: &Path) -> Result<Vec<PathBuf>, String> {
         ("time", Some(time(run, &cases))),
         ("error", Some(error(run, &cases))),
         ("tables", tables(run)),
+        ("recurrent", recurrent(run)),
     ];
     let mut files = Vec::new();
     for (name, drawing) in drawings {

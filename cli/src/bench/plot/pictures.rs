@@ -1,10 +1,10 @@
-//! The drawings: speed-up, time and error of layers, and time of embedding tables.
+//! The drawings: speed-up, time and error of layers, and time of embedding tables and of recurrent layers.
 
 use super::axes::{Scale, good, power, ratio, seconds};
 use super::labels::{Names, kind, layer_name, shortened, width};
 use super::marks::{Anchor, BAND, COLORS, DOT, Drawing, GRID, HEADING, INK, LABEL, MARGIN, SOFT, WIDTH, look, middle};
 use super::panels::{Conditions, Panel, Series, Value, Words, label_width};
-use crate::bench::result::{Case, Run, TableCase, TableTiming, table_shape};
+use crate::bench::result::{Case, RecurrentCase, RecurrentTiming, Run, TableCase, TableTiming, table_shape};
 
 // More than these are not readable at a glance; what is left out is said.
 const MOST_PANELS: usize = 12;
@@ -238,6 +238,69 @@ pub fn tables(run: &Run) -> Option<Drawing> {
     let page = Drawing::page("Time to look up a row of an embedding table, by the length of bags", subtitle);
     let conditions = Conditions { machine: &run.machine, threads: vec![1], caches: "random rows" };
     Some(page.panels(&conditions, &panels, Words { y: "time for a row", x: "rows of a bag", losing: None }))
+}
+
+/// Time for a step of recurrent layers by the size of their state: a panel for each number of rows and steps. Of what is in
+/// fp32 the best alone.
+pub fn recurrent(run: &Run) -> Option<Drawing> {
+    const BEST: &str = "best fp32";
+    type Best<'a> = (&'a str, &'a RecurrentTiming);
+    fn chosen(case: &RecurrentCase) -> impl Iterator<Item = Best<'_>> {
+        let timed = || case.timings.iter().filter(|timing| good(timing.median));
+        let best = timed().filter(|timing| !timing.quantized).min_by(|a, b| a.median.total_cmp(&b.median));
+        let quantized = timed().filter(|timing| timing.quantized).map(|timing| (timing.contender.as_str(), timing));
+        quantized.chain(best.map(|best| (BEST, best)))
+    }
+    let cases = || run.recurrent.iter().filter(|case| case.steps > 0);
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in cases().flat_map(chosen) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let value = |case: &RecurrentCase, timing: &RecurrentTiming| {
+        let a_step = |seconds: f64| if good(seconds) { seconds } else { timing.median } / case.steps as f64;
+        let [value, low, high] = [timing.median, timing.low, timing.high].map(a_step);
+        Value { batch: case.hidden, value, low, high }
+    };
+    let values = || cases().flat_map(|case| chosen(case).map(move |(_, timing)| value(case, timing)));
+    let low = values().map(|value| value.low).reduce(f64::min)?;
+    let high = values().map(|value| value.high).fold(low, f64::max);
+    let mut kinds: Vec<(&str, usize, usize)> = Vec::new();
+    for case in cases() {
+        let kind = (case.layer.as_str(), case.batch, case.steps);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    let most = label_width(kinds.len());
+    let panels: Vec<Panel> = kinds
+        .into_iter()
+        .map(|kind| {
+            let of_kind = || cases().filter(|case| (case.layer.as_str(), case.batch, case.steps) == kind);
+            let series = names.iter().enumerate().map(|(i, name)| {
+                let of_name = |case: &RecurrentCase| {
+                    chosen(case).find(|(of, _)| of == name).map(|(_, timing)| value(case, timing))
+                };
+                let main = name.starts_with(crate::bench::OURS);
+                let (label, points) = (shortened(name, LABEL, main, most), of_kind().filter_map(of_name).collect());
+                Series { label, look: look(i), main, points }
+            });
+            let (layer, batch, steps) = kind;
+            let [rows, steps] = [(batch, "row"), (steps, "step")]
+                .map(|(count, what)| format!("{count} {what}{}", if count == 1 { "" } else { "s" }));
+            Panel {
+                heading: format!("{layer}, {rows}, {steps}"),
+                y: Scale::new(low, high, 10., &[1., 2., 5.], seconds),
+                series: series.filter(|series: &Series| !series.points.is_empty()).collect(),
+            }
+        })
+        .collect();
+    let subtitle = "Medians, with quartiles as thin upright lines; lower is better. As many inputs as the state has. PyTorch and ONNX \
+                    Runtime are called from Python, once for a sequence. All panels have one scale.";
+    let page = Drawing::page("Time for a step of a recurrent layer, by the size of its state", subtitle);
+    let conditions = Conditions { machine: &run.machine, threads: vec![1], caches: "warm" };
+    Some(page.panels(&conditions, &panels, Words { y: "time for a step", x: "hidden state", losing: None }))
 }
 
 /// What tells a source's layers apart, small ones first: its name too, should two of a shape have been given.

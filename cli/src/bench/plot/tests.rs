@@ -5,7 +5,7 @@ use super::labels::{apart, on_threads, width};
 use super::marks::{Anchor, COLORS, Drawing, Mark, WIDTH};
 use super::pictures::spread;
 use super::*;
-use crate::bench::result::{Limits, Machine, TableCase, TableTiming, Timing};
+use crate::bench::result::{Limits, Machine, RecurrentCase, RecurrentTiming, TableCase, TableTiming, Timing};
 
 const CONTENDERS: [&str; 4] = ["fbgemm", "gemm", "matrixmultiply", "OpenBLAS 0.3"];
 const SHAPES: [(&str, usize, usize); 3] = [("query", 384, 384), ("up", 1536, 384), ("down", 384, 1536)];
@@ -64,13 +64,13 @@ fn run(
         cold: true,
     };
     let limits = Limits { read: Vec::new(), int8_per_second: 1e11, fp32_per_second: 5e10 };
-    Run { machine, limits, cases, tables: Vec::new() }
+    Run { machine, limits, cases, tables: Vec::new(), recurrent: Vec::new() }
 }
 
 /// All drawings of a run.
 fn drawings(run: &Run) -> Vec<Drawing> {
     let cases: Vec<&Case> = run.cases.iter().collect();
-    let all = [speed_up(run, &cases), Some(time(run, &cases)), Some(error(run, &cases)), tables(run)];
+    let all = [speed_up(run, &cases), Some(time(run, &cases)), Some(error(run, &cases)), tables(run), recurrent(run)];
     all.into_iter().flatten().collect()
 }
 
@@ -148,6 +148,37 @@ fn draws_tables_where_there_are_any() {
     assert_eq!(draw(&none, &folder.0).unwrap().len(), 3);
 }
 
+/// With the layers of two presets.
+fn with_recurrent() -> Run {
+    let names = ["fbgemm", "fbgemm as PyTorch", "gemm", "MKL 2024.2 packed", "PyTorch 2.14.1 int8", "PyTorch 2.14.1"];
+    let mut run = run(&["lstm"], &SHAPES[..1], &[1, 8], &[1], &CONTENDERS);
+    for (layer, batch) in [("LSTM", 1), ("LSTM", 8), ("GRU", 1)] {
+        for (hidden, steps) in [(128, 1), (512, 1), (1024, 1), (128, 50), (1024, 50)] {
+            let timing = |(i, name): (usize, &&str)| {
+                let median = 1e-9 * (hidden * batch * steps * (i + 2)) as f64;
+                let quantized = !["gemm", "MKL 2024.2 packed", "PyTorch 2.14.1"].contains(name);
+                let (low, high) = (median * 0.9, median * 1.2);
+                RecurrentTiming { contender: name.to_string(), quantized, median, low, high }
+            };
+            let timings = names.iter().enumerate().map(timing).collect();
+            run.recurrent.push(RecurrentCase { layer: layer.to_string(), hidden, batch, steps, timings });
+        }
+    }
+    run
+}
+
+#[test]
+fn draws_recurrent_layers_where_there_are_any_with_the_best_of_fp32() {
+    let folder = Folder::new("recurrent");
+    let files = draw(&with_recurrent(), &folder.0).unwrap();
+    assert_eq!(files.last().unwrap().file_name().unwrap(), "recurrent.svg");
+    let svg = fs::read_to_string(files.last().unwrap()).unwrap();
+    for text in ["LSTM, 8 rows, 50 steps", "GRU, 1 row, 1 step", "PyTorch 2.14.1 int8", "best fp32", "hidden state"] {
+        assert!(svg.contains(text), "{text} is missing");
+    }
+    assert!(!svg.contains("packed"));
+}
+
 #[test]
 fn needs_fp32_for_the_speed_up_only() {
     let folder = Folder::new("alone");
@@ -185,6 +216,7 @@ fn keeps_texts_apart() {
         ("twelve", run(&["shapes"], &many[..12], &[1, 8, 32, 128], &[1], &CONTENDERS)),
         ("forty", run(&["shapes", "again"], &many, &[1, 128], &[1, 2, 4], &CONTENDERS)),
         ("tables", with_tables()),
+        ("recurrent", with_recurrent()),
         ("long", run(&[long, &long[1..]], &[(long, 384, 384), (long, 384, 1536)], &[1, 8], &[1, 2], &nine)),
     ] {
         for page in drawings(&run) {
