@@ -46,16 +46,16 @@ enum Format {
 
 /// None leaves the layers.
 #[derive(Clone)]
-struct Scheme(Option<LinearScheme>);
+pub struct Scheme(pub Option<LinearScheme>);
 
-fn scheme(text: &str) -> Result<Scheme, String> {
+pub fn scheme(text: &str) -> Result<Scheme, String> {
     match text {
         "stored" => Ok(Scheme(None)),
         _ => text.parse().map(|scheme| Scheme(Some(scheme))).map_err(|e: fbgemm::Error| format!("{e}, or stored")),
     }
 }
 
-fn pooling(text: &str) -> Result<Pooling, String> {
+pub fn pooling(text: &str) -> Result<Pooling, String> {
     match text {
         "mean" => Ok(Pooling::Mean),
         "cls" => Ok(Pooling::Cls),

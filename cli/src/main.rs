@@ -10,6 +10,7 @@ mod info;
 mod inspect;
 mod interrupt;
 mod quantize;
+mod serve;
 mod stdio;
 mod table;
 mod verify;
@@ -60,6 +61,11 @@ enum Subcommands {
     ///
     /// A text's vector is the same whatever the texts beside it, and however many threads there are.
     Embed(Box<embed::Embed>),
+    /// Serve a BERT-class model over HTTP, as text-embeddings-inference and OpenAI answer
+    ///
+    /// POST /embed, /rerank, /v1/embeddings; GET /health, /info, /metrics; a page to try it at /. SIGTERM and SIGINT let
+    /// requests that are under way finish.
+    Serve(Box<serve::Serve>),
     /// Show what is in a quantized model or checkpoint, and that it can be loaded
     Inspect {
         /// A safetensors file, an index of shards, a folder with one of them, or `-` for standard input
@@ -137,6 +143,7 @@ fn run(command: Subcommands) -> std::io::Result<Exit> {
         Subcommands::Quantize(arguments) => quantize::run(&arguments),
         Subcommands::Inspect { file, json } => inspect::run(&file, json),
         Subcommands::Embed(arguments) => embed::run(&arguments),
+        Subcommands::Serve(arguments) => Ok(serve::run(&arguments)),
         Subcommands::Verify { files, json } => verify::run(&files, json),
         Subcommands::Bench(arguments) => bench::run(&arguments),
     }

@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::head::{Head, Modules, Pooling, Step};
-use crate::text::TextTokenizer;
+use crate::text::{TextTokenizer, Truncation};
 use crate::tokens::Tokens;
 use crate::transformer::{Scratch, Transformer};
 use crate::weights::Weights;
@@ -68,6 +68,17 @@ impl EncoderOptions {
     }
 }
 
+impl EncoderOptions {
+    /// The type of the linear layers' weights, as others name it: `int8` or `float16`, or `as stored`.
+    pub fn dtype(&self) -> &'static str {
+        match self.scheme {
+            Some(LinearScheme::Int8(_)) => "int8",
+            Some(LinearScheme::Fp16) => "float16",
+            _ => "as stored",
+        }
+    }
+}
+
 /// A model that turns texts into vectors. `Send + Sync`: any number of threads can use one, and none waits for another.
 ///
 /// ```no_run
@@ -129,6 +140,11 @@ impl Encoder {
         self.transformer.config().labels.as_deref()
     }
 
+    /// How a text's hidden states become one vector.
+    pub fn pooling(&self) -> Pooling {
+        self.head.pooling
+    }
+
     /// The most tokens that a text is cut to.
     pub fn max_tokens(&self) -> usize {
         self.tokenizer.longest()
@@ -155,9 +171,7 @@ impl Encoder {
     /// # Errors
     /// As [`embed`](Self::embed).
     pub fn embed_pairs<T: AsRef<str> + Sync>(&self, pairs: &[(T, T)]) -> Result<Vec<f32>> {
-        let prepare = |text: &'_ T| self.tokenizer.prepare(text.as_ref()).into_owned();
-        let pairs: Vec<(String, String)> = pairs.iter().map(|(a, b)| (prepare(a), prepare(b))).collect();
-        self.vectors(&self.tokenizer.tokens(&pairs, |(a, b)| (a.as_str(), b.as_str()).into())?)
+        self.vectors(&self.tokenize_pairs(pairs, Truncation::Right)?)
     }
 
     /// The texts' tokens, cut to [`max_tokens`](Self::max_tokens).
@@ -165,8 +179,35 @@ impl Encoder {
     /// # Errors
     /// [`Error::Tokenizer`].
     pub fn tokenize<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Tokens> {
+        self.tokenize_with(texts, Truncation::Right)
+    }
+
+    /// [`tokenize`](Self::tokenize) with a say in what becomes of texts that are too long.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`]; [`Error::WrongTokens`] for [`Truncation::Refuse`].
+    pub fn tokenize_with<T: AsRef<str> + Sync>(&self, texts: &[T], truncation: Truncation) -> Result<Tokens> {
         let texts: Vec<_> = texts.iter().map(|text| self.tokenizer.prepare(text.as_ref())).collect();
-        self.tokenizer.tokens(&texts, |text| text.as_ref().into())
+        self.tokenizer.tokens(&texts, truncation, |text| text.as_ref().into())
+    }
+
+    /// The tokens of pairs of texts, as [`embed_pairs`](Self::embed_pairs) reads them.
+    ///
+    /// # Errors
+    /// As [`tokenize_with`](Self::tokenize_with).
+    pub fn tokenize_pairs<T: AsRef<str> + Sync>(&self, pairs: &[(T, T)], truncation: Truncation) -> Result<Tokens> {
+        let prepare = |text: &'_ T| self.tokenizer.prepare(text.as_ref()).into_owned();
+        let pairs: Vec<(String, String)> = pairs.iter().map(|(a, b)| (prepare(a), prepare(b))).collect();
+        self.tokenizer.tokens(&pairs, truncation, |(a, b)| (a.as_str(), b.as_str()).into())
+    }
+
+    /// Checks tokens from elsewhere, as [`embed_tokens`](Self::embed_tokens) does.
+    ///
+    /// # Errors
+    /// [`Error::WrongTokens`], [`Error::UnknownToken`], [`Error::UnknownSegment`].
+    pub fn check_tokens(&self, tokens: &Tokens) -> Result<()> {
+        let config = self.transformer.config();
+        tokens.check(config.longest(), config.vocabulary, self.transformer.segments())
     }
 
     fn vectors(&self, tokens: &Tokens) -> Result<Vec<f32>> {
@@ -185,8 +226,7 @@ impl Encoder {
         if output.len() != expected {
             return Err(Error::WrongOutput { given: output.len(), expected });
         }
-        let config = self.transformer.config();
-        tokens.check(config.longest(), config.vocabulary, self.transformer.segments())?;
+        self.check_tokens(tokens)?;
         let threads = rayon::current_num_threads();
         self.run(tokens, 0..tokens.texts(), piece(tokens.len(), threads), threads, output)
     }

@@ -48,4 +48,5 @@ mod weights;
 pub use encoder::{Encoder, EncoderOptions, release_thread_buffers};
 pub use error::{Error, Result};
 pub use head::Pooling;
+pub use text::Truncation;
 pub use tokens::Tokens;

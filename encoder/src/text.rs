@@ -5,12 +5,29 @@ use crate::error::{Error, Result};
 use crate::tokens::Tokens;
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use std::path::Path;
-use tokenizers::{EncodeInput, Encoding, Tokenizer, TruncationParams};
+use std::sync::OnceLock;
+use tokenizers::{EncodeInput, Encoding, Tokenizer, TruncationDirection, TruncationParams};
+
+/// What becomes of a text, or a pair of texts, that has more tokens than a model reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Truncation {
+    /// Its beginning is kept. Of a pair, tokens are taken from the longer text first.
+    #[default]
+    Right,
+    /// Its end is kept.
+    Left,
+    /// It is an error, [`Error::WrongTokens`].
+    Refuse,
+}
 
 /// The tokenizer, told where to cut.
 #[derive(Debug)]
 pub(crate) struct TextTokenizer {
+    /// Keeps the beginning.
     tokenizer: Tokenizer,
+    /// Keeps the end. Made when it is first needed: few need it, and a vocabulary can take 100 MB.
+    from_left: OnceLock<Tokenizer>,
     lowercase: bool,
     longest: usize,
 }
@@ -52,7 +69,8 @@ impl TextTokenizer {
         }
         let truncation = TruncationParams { max_length: longest, ..Default::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(refused)?;
-        Ok(Self { tokenizer, lowercase: sentences["do_lower_case"] == serde_json::Value::Bool(true), longest })
+        let lowercase = sentences["do_lower_case"] == serde_json::Value::Bool(true);
+        Ok(Self { tokenizer, from_left: OnceLock::new(), lowercase, longest })
     }
 
     pub(crate) fn longest(&self) -> usize {
@@ -63,23 +81,64 @@ impl TextTokenizer {
     pub(crate) fn tokens<'t, T: Sync>(
         &self,
         texts: &'t [T],
+        truncation: Truncation,
         of: impl Fn(&'t T) -> EncodeInput<'t> + Sync,
     ) -> Result<Tokens> {
-        let encode = |text: &'t T| self.tokenizer.encode_fast(of(text), true);
-        let encodings: tokenizers::Result<Vec<Encoding>> = if texts.len() < 2 || rayon::current_num_threads() == 1 {
+        let encode = |text: &'t T| self.encode(of(text), truncation);
+        let encodings: Result<Vec<Encoding>> = if texts.len() < 2 || rayon::current_num_threads() == 1 {
             texts.iter().map(encode).collect()
         } else {
             texts.par_iter().with_min_len(8).map(encode).collect()
         };
         let mut tokens = Tokens::new();
-        for encoding in encodings.map_err(|e| Error::Tokenizer { message: e.to_string() })? {
+        for encoding in encodings? {
             tokens.push(encoding.get_ids(), encoding.get_type_ids());
         }
         Ok(tokens)
+    }
+
+    fn encode(&self, text: EncodeInput, truncation: Truncation) -> Result<Encoding> {
+        let refused = |e: tokenizers::Error| Error::Tokenizer { message: e.to_string() };
+        match truncation {
+            Truncation::Right => self.tokenizer.encode_fast(text, true).map_err(refused),
+            Truncation::Left => {
+                let make = || {
+                    let mut tokenizer = self.tokenizer.clone();
+                    let direction = TruncationDirection::Left;
+                    let truncation = TruncationParams { max_length: self.longest, direction, ..Default::default() };
+                    tokenizer.with_truncation(Some(truncation)).expect("a stride of 0 fits every length");
+                    tokenizer
+                };
+                self.from_left.get_or_init(make).encode_fast(text, true).map_err(refused)
+            }
+            Truncation::Refuse => {
+                let encoding = self.tokenizer.encode_fast(text.clone(), true).map_err(refused)?;
+                if encoding.get_overflowing().is_empty() {
+                    return Ok(encoding);
+                }
+                let texts = match text {
+                    EncodeInput::Single(text) => vec![text],
+                    EncodeInput::Dual(a, b) => vec![a, b],
+                };
+                let mut given = added(&self.tokenizer, texts.len() == 2);
+                for text in texts {
+                    // What was cut off lies in pieces beside what was kept.
+                    let encoding = self.tokenizer.encode_fast(EncodeInput::Single(text), false).map_err(refused)?;
+                    given += encoding.len() + encoding.get_overflowing().iter().map(Encoding::len).sum::<usize>();
+                }
+                Err(Error::WrongTokens { given, least: 1, limit: self.longest })
+            }
+        }
     }
 
     /// A text as the tokenizer is to have it.
     pub(crate) fn prepare<'t>(&self, text: &'t str) -> std::borrow::Cow<'t, str> {
         if self.lowercase { text.to_lowercase().into() } else { text.into() }
     }
+}
+
+/// How many tokens the tokenizer puts around a text, or around and between two.
+fn added(tokenizer: &Tokenizer, pair: bool) -> usize {
+    use tokenizers::PostProcessor;
+    tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(pair))
 }

@@ -67,7 +67,10 @@ impl Tokens {
     }
 
     /// A text's segments.
-    pub(crate) fn segments(&self, text: usize) -> &[u32] {
+    ///
+    /// # Panics
+    /// If there is no such text.
+    pub fn segments(&self, text: usize) -> &[u32] {
         &self.segments[self.range(text)]
     }
 

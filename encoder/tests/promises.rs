@@ -1,7 +1,7 @@
 //! The same vector in every batch, at any place and with any threads; and what odd texts and broken folders give.
 
 use fbgemm::Int8Scheme;
-use fbgemm_encoder::{Encoder, EncoderOptions, Error, Tokens};
+use fbgemm_encoder::{Encoder, EncoderOptions, Error, Tokens, Truncation};
 use fbgemm_testkit::compare::bits;
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
@@ -87,6 +87,33 @@ fn texts_are_cut_where_the_options_say() {
     for too_few in [0, 1, 2, 3] {
         let error = Encoder::open(golden("bert"), &EncoderOptions::new().max_tokens(too_few)).unwrap_err();
         assert!(matches!(error, Error::WrongTokens { given, .. } if given == too_few), "{error}");
+    }
+}
+
+#[test]
+fn the_caller_says_what_becomes_of_long_texts() {
+    let encoder = Encoder::open(golden("bert"), &EncoderOptions::new().max_tokens(10)).unwrap();
+    let whole = Encoder::open(golden("bert"), &EncoderOptions::new()).unwrap();
+    let text = "the cat sat on the mat and the dog sat on the cat";
+    let all = whole.tokenize(&[text]).unwrap();
+    let (ids, len) = (all.ids(0), all.len());
+    assert!((11..64).contains(&len), "{len}");
+    let cut = |truncation| encoder.tokenize_with(&[text], truncation);
+    let edges = |middle: &[u32]| [&ids[..1], middle, &ids[len - 1..]].concat();
+    assert_eq!(cut(Truncation::Right).unwrap().ids(0), edges(&ids[1..9]));
+    assert_eq!(cut(Truncation::Left).unwrap().ids(0), edges(&ids[len - 9..len - 1]));
+    assert!(
+        matches!(cut(Truncation::Refuse), Err(Error::WrongTokens { given, limit: 10, .. }) if given == len),
+        "{:?}",
+        cut(Truncation::Refuse)
+    );
+    let pair = whole.tokenize_pairs(&[(text, "a cat")], Truncation::Refuse).unwrap();
+    let refused = encoder.tokenize_pairs(&[(text, "a cat")], Truncation::Refuse);
+    assert!(matches!(refused, Err(Error::WrongTokens { given, .. }) if given == pair.len()), "{refused:?}");
+    let short = ["the cat"];
+    for truncation in [Truncation::Right, Truncation::Left, Truncation::Refuse] {
+        let tokens = encoder.tokenize_with(&short, truncation).unwrap();
+        assert_eq!(tokens, whole.tokenize(&short).unwrap(), "{truncation:?}");
     }
 }
 

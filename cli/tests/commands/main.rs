@@ -6,6 +6,7 @@ mod files;
 mod info;
 mod output;
 mod quantize;
+mod serve;
 mod verify;
 
 use fbgemm_testkit::files::empty_folder;

@@ -1,0 +1,159 @@
+//! `fbgemm serve`: as `curl` sees it, and how it starts and ends.
+
+use crate::{PROGRAM, fbgemm};
+use fbgemm_testkit::process::{stderr, stdout};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+fn model(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../encoder/tests/golden").join(name).display().to_string()
+}
+
+/// A service, ended when this is dropped.
+struct Served {
+    child: Child,
+    log: BufReader<ChildStderr>,
+    url: String,
+}
+
+impl Served {
+    fn start(name: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(PROGRAM);
+        command.args(["serve", &model(name), "--port", "0", "--log-format", "json"]).args(arguments);
+        command.env("FBGEMM_TOKEN", "a-secret").stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        log.read_line(&mut line).unwrap();
+        let started: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        assert_eq!((&started["message"], &started["token"]), (&json!("listening"), &json!(true)), "{line}");
+        Self { child, log, url: started["url"].as_str().unwrap().to_string() }
+    }
+
+    /// The status and the answer.
+    fn curl(&self, path: &str, arguments: &[&str]) -> (u16, String) {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "-w", "\n%{http_code}", "-H", "Authorization: Bearer a-secret"]).args(arguments);
+        let output = command.arg(format!("{}{path}", self.url)).output().expect("curl");
+        let said = stdout(&output);
+        let (body, status) = said.rsplit_once('\n').unwrap();
+        (status.parse().unwrap(), body.to_string())
+    }
+
+    fn post(&self, path: &str, body: &str) -> (u16, Value) {
+        let (status, body) = self.curl(path, &["--json", body]);
+        (status, serde_json::from_str(&body).unwrap_or_else(|e| panic!("{e}: {body}")))
+    }
+
+    /// Sends a signal; the exit code, and what was logged since.
+    fn end(mut self, signal: &str) -> (Option<i32>, String) {
+        let killed = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn curl_gets_the_vectors_that_embed_prints_alone_and_beside_others() {
+    let served = Served::start("bert", &[]);
+    let texts = ["the cat", "", "Zürich", "the cat sat on the mat and the dog sat on the cat"];
+    let mut command = Command::new(PROGRAM);
+    let mut child = command.args(["embed", &model("bert"), "--normalize", "true"]);
+    child = child.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = child.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), texts.join("\n").as_bytes()).unwrap();
+    let expected = stdout(&child.wait_with_output().unwrap());
+    let expected: Vec<Vec<f32>> = expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let vectors = |body: Value| -> Vec<Vec<f32>> {
+        let (status, answer) = served.post("/embed", &body.to_string());
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_value(answer).unwrap()
+    };
+    assert_eq!(vectors(json!({"inputs": texts})), expected);
+    for (text, expected) in texts.iter().zip(&expected) {
+        assert_eq!(vectors(json!({"inputs": text})), std::slice::from_ref(expected));
+    }
+    let (status, answer) = served.post("/v1/embeddings", &json!({"input": texts, "model": "any"}).to_string());
+    assert_eq!((status, &answer["object"], &answer["model"]), (200, &json!("list"), &json!("bert")));
+    let list = answer["data"].as_array().unwrap();
+    let list: Vec<Vec<f32>> = list.iter().map(|x| serde_json::from_value(x["embedding"].clone()).unwrap()).collect();
+    assert_eq!(list, expected);
+    assert!(answer["usage"]["prompt_tokens"].as_u64().unwrap() > 20);
+    let short: Vec<Vec<f32>> = vectors(json!({"inputs": texts, "dimensions": 5, "normalize": true}));
+    assert!(short.iter().all(|v| v.len() == 5 && (v.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5));
+    let (status, metrics) = served.curl("/metrics", &[]);
+    assert!(status == 200 && metrics.contains("fbgemm_texts_total") && metrics.ends_with("# EOF\n"), "{metrics}");
+    let (code, log) = served.end("-TERM");
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("all requests are answered"), "{log}");
+}
+
+#[test]
+fn what_is_wrong_with_a_request_is_a_clear_4xx() {
+    let served = Served::start("bert", &["--max-texts", "2", "--max-body", "1000"]);
+    let long = "a ".repeat(200);
+    for (path, body, status, said) in [
+        ("/embed", "{", 400, "EOF while parsing"),
+        ("/embed", r#"{"inputs": 1}"#, 422, "expected a string, a list of strings"),
+        ("/embed", r#"{}"#, 422, "missing field `inputs`"),
+        ("/embed", r#"{"inputs": []}"#, 400, "`inputs` cannot be empty"),
+        ("/embed", r#"{"inputs": ["a", "b", "c"]}"#, 413, "batch size 3 > maximum allowed batch size 2"),
+        ("/embed", r#"{"inputs": [999999]}"#, 422, "token 999999"),
+        ("/embed", r#"{"inputs": "a", "dimensions": 33}"#, 422, "expected 1 to 32"),
+        ("/embed", r#"{"inputs": "a", "prompt_name": "x"}"#, 422, "the model has none"),
+        ("/embed", &format!(r#"{{"inputs": "{long}", "truncate": false}}"#), 422, "Given: 202"),
+        ("/rerank", r#"{"query": "a", "texts": ["b"]}"#, 424, "not a reranker"),
+        ("/v1/embeddings", r#"{"input": 1}"#, 400, "expected a string"),
+        ("/nothing", "{}", 404, "there is no /nothing"),
+        ("/health", "{}", 405, "POST is not for /health"),
+    ] {
+        let (given, answer) = served.post(path, body);
+        let message = if path.starts_with("/v1") { &answer["error"]["message"] } else { &answer["error"] };
+        assert!(given == status && message.as_str().unwrap().contains(said), "{path} {body}: {given} {answer}");
+    }
+    let large = format!(r#"{{"inputs": "{}"}}"#, "a".repeat(2000));
+    assert_eq!(served.post("/embed", &large).0, 413);
+    assert_eq!(served.curl("/embed", &["-d", r#"{"inputs": "a"}"#]).0, 415);
+    assert_eq!(served.curl("/embed", &["--json", r#"{"inputs": "a"}"#, "-H", "Authorization: Bearer a-secreT"]).0, 401);
+    assert_eq!(served.curl("/health", &["-H", "Authorization:"]).0, 200);
+    assert_eq!(served.post("/embed", r#"{"inputs": "a"}"#).0, 200);
+    assert_eq!(served.end("-INT").0, Some(0));
+}
+
+#[test]
+fn a_reranker_sorts_by_score() {
+    let served = Served::start("xlm-roberta-reranker", &[]);
+    let (status, answer) = served.post("/rerank", r#"{"query": "a", "texts": ["b", "c d"], "return_text": true}"#);
+    let ranks = answer.as_array().unwrap();
+    let score = |rank: usize| ranks[rank]["score"].as_f64().unwrap();
+    assert!(status == 200 && ranks.len() == 2 && score(0) >= score(1) && (0.0..=1.0).contains(&score(0)), "{answer}");
+    let text = ["b", "c d"][ranks[0]["index"].as_u64().unwrap() as usize];
+    assert_eq!(ranks[0]["text"], text);
+    assert_eq!(served.post("/embed", r#"{"inputs": "a"}"#).0, 424);
+}
+
+#[test]
+fn what_can_not_be_served_exits_with_2() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (output, said) in [
+        (fbgemm(&["serve", &model("bert"), "--port", &port]), "Address already in use"),
+        (fbgemm(&["serve", "no such model", "--port", "0"]), "config.json: No such file"),
+        (fbgemm(&["serve", &model("bert-labels"), "--port", "0"]), "expected an embedding model"),
+        (fbgemm(&["serve", &model("bert"), "--port", "0", "--threads", "0"]), "threads is 0, expected 1 or more"),
+    ] {
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
+}
