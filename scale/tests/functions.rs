@@ -353,7 +353,7 @@ fn copy(from: &Path, to: &Path) -> Fallible {
     for entry in std::fs::read_dir(from)? {
         let (from, to) = (entry?.path(), to.to_path_buf());
         let to = to.join(from.file_name().unwrap());
-        if from.is_dir() { copy(&from, &to)? } else { drop(std::fs::copy(&from, &to)?) }
+        if from.is_dir() { copy(&from, &to)? } else { std::fs::copy(&from, &to).map(|_| ())? }
     }
     Ok(())
 }
@@ -382,8 +382,8 @@ async fn a_plan_names_its_model_and_no_other_answers() -> Fallible {
     assert_eq!(rows(frame.clone().collect().await?[0].column(0)), first);
 
     // Planned here, run where the files are none, or others.
-    release_models();
     let plan = frame.clone().into_optimized_plan()?;
+    release_models();
     let failure = async |plan: &datafusion::logical_expr::LogicalPlan| {
         context.execute_logical_plan(plan.clone()).await.unwrap().collect().await.unwrap_err().to_string()
     };

@@ -2,15 +2,20 @@
 //! complete. In an object store, which can't rename, a folder is complete when it holds `_SUCCESS`.
 
 use crate::End;
+use bytes::Bytes;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::parquet::arrow::async_reader::{AsyncFileReader, ParquetObjectReader};
+use datafusion::parquet::arrow::async_reader::MetadataFetch;
+use datafusion::parquet::errors::{ParquetError, Result as ParquetResult};
+use datafusion::parquet::file::metadata::ParquetMetaDataReader;
 use datafusion::prelude::SessionContext;
+use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as StorePath;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -106,9 +111,9 @@ impl Destination {
             let Some(name) = object.location.filename().map(str::to_string) else { continue };
             let Some((stem, "parquet")) = name.rsplit_once('.') else { return Ok(()) }; // no count to compare with
             let writing = stem.split('_').next().unwrap_or(stem).to_string();
-            let reader = ParquetObjectReader::new(Arc::clone(&self.store), object.location.clone());
-            let metadata =
-                reader.with_file_size(object.size).get_metadata(None).await.map_err(DataFusionError::from)?;
+            let footer = Footer(self.store.as_ref(), &object.location);
+            let metadata = ParquetMetaDataReader::new().load_and_finish(footer, object.size).await;
+            let metadata = metadata.map_err(DataFusionError::from)?;
             let (rows, files) = writings.entry(writing).or_default();
             *rows += metadata.file_metadata().num_rows() as u64;
             files.push(object.location);
@@ -145,6 +150,16 @@ impl Destination {
     async fn delete(&self, files: Vec<StorePath>) {
         let files = futures::stream::iter(files.into_iter().map(Ok)).boxed();
         let _ = self.store.delete_stream(files).try_collect::<Vec<_>>().await;
+    }
+}
+
+/// What a Parquet file says of itself.
+struct Footer<'a>(&'a dyn ObjectStore, &'a StorePath);
+
+impl MetadataFetch for Footer<'_> {
+    fn fetch(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
+        let Footer(store, path) = *self;
+        Box::pin(async move { store.get_range(path, range).await.map_err(|e| ParquetError::External(Box::new(e))) })
     }
 }
 

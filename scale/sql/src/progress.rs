@@ -1,6 +1,7 @@
 //! How far a query is: rows through it, rows a second.
 
 use datafusion::common::stats::Precision;
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::sync::Arc;
@@ -50,10 +51,8 @@ impl Progress {
 
     /// Takes the bar away, and says what was done.
     pub fn done(self, rows: u64, what: &str) {
-        let quiet = self.bar.is_hidden() && !std::io::IsTerminal::is_terminal(&std::io::stderr());
         self.bar.finish_and_clear();
         let seconds = self.started.elapsed().as_secs_f64();
-        let _ = quiet;
         eprintln!("{what}: {} rows in {seconds:.1} s, {:.0} rows/s", HumanCount(rows), rows as f64 / seconds);
     }
 }
@@ -61,7 +60,7 @@ impl Progress {
 /// How many rows the plan reads, where its files say.
 fn rows_in(plan: &Arc<dyn ExecutionPlan>) -> Option<u64> {
     if plan.children().is_empty() {
-        return match plan.partition_statistics(None).ok()?.num_rows {
+        return match StatisticsContext::new().compute(plan.as_ref(), &StatisticsArgs::new()).ok()?.num_rows {
             Precision::Exact(rows) => Some(rows as u64),
             _ => None,
         };
