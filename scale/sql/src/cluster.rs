@@ -3,6 +3,8 @@
 use crate::End;
 use crate::session::{logical_codec, physical_codec};
 use crate::stores::environment;
+use ballista_core::extension::ballista_scalar_functions;
+use ballista_core::registry::BallistaFunctionRegistry;
 use ballista_core::utils::default_session_builder;
 use ballista_executor::executor_process::{ExecutorProcessConfig, start_executor_process};
 use ballista_scheduler::cluster::BallistaCluster;
@@ -118,9 +120,17 @@ pub async fn executor(arguments: &Executor) -> Result<(), End> {
         job_data_ttl_seconds: 24 * 3600,
         job_data_clean_up_interval_seconds: 1800,
         override_runtime_producer: Some(Arc::new(move |_: &SessionConfig| environment(Some(&spill)))),
+        override_function_registry: Some(Arc::new(functions())),
         override_logical_codec: Some(logical_codec()),
         override_physical_codec: Some(physical_codec()),
         ..Default::default()
     };
     start_executor_process(Arc::new(config)).await.map_err(|e| failed(e.to_string()))
+}
+
+/// DataFusion's functions. Ballista's own choice for executors lacks those of lists, which its schedulers plan with.
+fn functions() -> BallistaFunctionRegistry {
+    let mut functions = BallistaFunctionRegistry::default();
+    functions.scalar_functions.extend(ballista_scalar_functions().into_iter().map(|f| (f.name().to_string(), f)));
+    functions
 }

@@ -10,16 +10,23 @@ use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::UInt64Type;
 use datafusion::arrow::util::pretty::pretty_format_batches_with_schema;
+use datafusion::common::TableReference;
 use datafusion::error::Result;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
-use datafusion::sql::parser::{DFParser, Statement};
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::{CopyToSource, DFParser, Statement};
+use datafusion::sql::sqlparser::ast::{ObjectName, ObjectNamePart, visit_relations_mut};
 use datafusion_proto::protobuf::LogicalPlanNode;
 use futures::StreamExt;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 pub async fn run(session: &Session, sql: &str, shown: usize, quiet: bool) -> Result<(), End> {
-    for statement in DFParser::parse_sql(sql)? {
+    for mut statement in DFParser::parse_sql(sql)? {
+        name_files(&session.context, &mut statement).await?;
         match statement {
             Statement::CopyTo(mut copy) => {
                 let destination = Destination::new(&session.context, &copy.target).await?;
@@ -48,6 +55,53 @@ pub async fn run(session: &Session, sql: &str, shown: usize, quiet: bool) -> Res
         }
     }
     Ok(())
+}
+
+/// Gives each file or folder that a query names in quotes a table's name: `'in/*.parquet'` is the table `in`. Plans on
+/// their way to a scheduler can't have tables with points in their names.
+async fn name_files(context: &SessionContext, statement: &mut Statement) -> Result<(), End> {
+    let mut files = BTreeMap::new();
+    visit_files(statement, &mut |name| drop(files.insert(name.to_string(), String::new())));
+    for (file, name) in &mut files {
+        let provider = context.table_provider(TableReference::bare(file.as_str())).await?;
+        let words = Path::new(file).file_stem().and_then(|stem| stem.to_str()).filter(|stem| *stem != "*");
+        let words = words.or_else(|| Path::new(file).parent()?.file_name()?.to_str()).unwrap_or("file");
+        let word: String =
+            words.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
+        let mut names = (1..).map(|i| if i == 1 { word.clone() } else { format!("{word}_{i}") });
+        let free = names.find(|name| !context.table_exist(TableReference::bare(name.as_str())).unwrap_or(true));
+        *name = free.unwrap_or(word);
+        context.register_table(TableReference::bare(name.as_str()), provider)?;
+    }
+    visit_files(statement, &mut |name| {
+        if let Some(known) = files.get(name.as_str()) {
+            *name = known.clone();
+        }
+    });
+    Ok(())
+}
+
+fn visit_files(statement: &mut Statement, seen: &mut dyn FnMut(&mut String)) {
+    let mut relation = |name: &mut ObjectName| {
+        if let [ObjectNamePart::Identifier(identifier)] = &mut name.0[..]
+            && identifier.quote_style == Some('\'')
+        {
+            seen(&mut identifier.value);
+        }
+        ControlFlow::<()>::Continue(())
+    };
+    let _ = match statement {
+        Statement::Statement(statement) => visit_relations_mut(statement.as_mut(), relation),
+        Statement::CopyTo(copy) => match &mut copy.source {
+            CopyToSource::Query(query) => visit_relations_mut(query.as_mut(), relation),
+            CopyToSource::Relation(name) => relation(name),
+        },
+        Statement::Explain(explain) => {
+            visit_files(&mut explain.statement, seen);
+            ControlFlow::Continue(())
+        }
+        _ => ControlFlow::Continue(()),
+    };
 }
 
 fn report(progress: Option<Progress>, count: u64, what: &str) {
