@@ -2,13 +2,16 @@
 
 use crate::hash::ContentHash;
 use datafusion::error::DataFusionError;
+use std::fmt;
 use std::path::PathBuf;
 
 /// What this package's functions give.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a model can't be used, or a function not be called so.
-#[derive(Debug, thiserror::Error)]
+///
+/// Its debug form is its message: Ballista sends errors from process to process as that.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The library's: of a layer, a table, a file, or the CPU.
@@ -150,5 +153,11 @@ pub enum Error {
 impl From<Error> for DataFusionError {
     fn from(error: Error) -> Self {
         DataFusionError::External(Box::new(error))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }

@@ -20,7 +20,7 @@ pub struct Session {
 impl Session {
     pub fn local(threads: usize, batch_size: usize, models: Vec<Model>) -> Result<Self> {
         let config = settings(SessionConfig::new().with_target_partitions(threads), batch_size);
-        let context = SessionContext::new_with_config_rt(config, environment(None)?).enable_url_table();
+        let context = SessionContext::new_with_config_rt(config, environment(None)?);
         register(&context, models);
         Ok(Self { context, remote: false })
     }
@@ -36,7 +36,7 @@ impl Session {
             .with_runtime_env(environment(None)?)
             .with_default_features()
             .build();
-        let context = SessionContext::remote_with_state(url, state).await?.enable_url_table();
+        let context = SessionContext::remote_with_state(url, state).await?;
         register(&context, models);
         Ok(Self { context, remote: true })
     }

@@ -11,6 +11,7 @@ use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::UInt64Type;
 use datafusion::arrow::util::pretty::pretty_format_batches_with_schema;
 use datafusion::common::TableReference;
+use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::error::Result;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
@@ -63,7 +64,10 @@ async fn name_files(context: &SessionContext, statement: &mut Statement) -> Resu
     let mut files = BTreeMap::new();
     visit_files(statement, &mut |name| drop(files.insert(name.to_string(), String::new())));
     for (file, name) in &mut files {
-        let provider = context.table_provider(TableReference::bare(file.as_str())).await?;
+        let state = context.state();
+        let listing = ListingTableConfig::new(ListingTableUrl::parse(file.as_str())?).infer_options(&state).await?;
+        let listing = listing.infer_partitions_from_path(&state).await?.infer_schema(&state).await?;
+        let provider = Arc::new(ListingTable::try_new(listing)?);
         let words = Path::new(file).file_stem().and_then(|stem| stem.to_str()).filter(|stem| *stem != "*");
         let words = words.or_else(|| Path::new(file).parent()?.file_name()?.to_str()).unwrap_or("file");
         let word: String =
