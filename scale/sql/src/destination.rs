@@ -17,10 +17,21 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What marks a folder in an object store as complete, as it does for Hadoop and Spark.
 const SUCCESS: &str = "_SUCCESS";
+
+/// What is being written on this machine's file system.
+static PARTIAL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes what was not finished. For the end of the process, when no thread can write any more: one that is in the middle
+/// of a batch when a query fails makes its file again.
+pub fn sweep() {
+    for partial in PARTIAL.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        let _ = fs::remove_dir_all(&partial).or_else(|_| fs::remove_file(&partial));
+    }
+}
 
 pub struct Destination {
     store: Arc<dyn ObjectStore>,
@@ -61,6 +72,7 @@ impl Destination {
         let target = if folder { format!("{target}/") } else { target.to_string() };
         let url = ListingTableUrl::parse(&target)?;
         let store = context.runtime_env().object_store(&url)?;
+        PARTIAL.lock().unwrap_or_else(PoisonError::into_inner).push(partial.clone());
         Ok(Self { store, url, target, rename: Some((partial, path)) })
     }
 

@@ -16,6 +16,7 @@ use session::Session;
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// DataFusion's SQL, with functions that score rows by a quantized model: embed(text), rerank(query, text),
 /// linear('layer', features), embedding_bag('table', indices).
@@ -126,7 +127,8 @@ fn main() -> ExitCode {
             logging("off");
             runtime(arguments.query.threads).and_then(|runtime| {
                 let ended = runtime.block_on(query(&arguments.query));
-                runtime.shutdown_background(); // what an interrupt left at work
+                runtime.shutdown_timeout(Duration::from_secs(10)); // a thread ends its batch
+                destination::sweep();
                 ended
             })
         }

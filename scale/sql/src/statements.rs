@@ -10,8 +10,8 @@ use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::UInt64Type;
 use datafusion::arrow::util::pretty::pretty_format_batches_with_schema;
-use datafusion::common::TableReference;
-use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::common::{TableReference, plan_err};
+use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableConfigExt, ListingTableUrl};
 use datafusion::error::Result;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
@@ -19,7 +19,7 @@ use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{CopyToSource, DFParser, Statement};
 use datafusion::sql::sqlparser::ast::{ObjectName, ObjectNamePart, visit_relations_mut};
 use datafusion_proto::protobuf::LogicalPlanNode;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -65,7 +65,8 @@ async fn name_files(context: &SessionContext, statement: &mut Statement) -> Resu
     visit_files(statement, &mut |name| drop(files.insert(name.to_string(), String::new())));
     for (file, name) in &mut files {
         let state = context.state();
-        let listing = ListingTableConfig::new(ListingTableUrl::parse(file.as_str())?).infer_options(&state).await?;
+        let listing =
+            ListingTableConfig::new_with_multi_paths(paths(context, file).await?).infer_options(&state).await?;
         let listing = listing.infer_partitions_from_path(&state).await?.infer_schema(&state).await?;
         let provider = Arc::new(ListingTable::try_new(listing)?);
         let words = Path::new(file).file_stem().and_then(|stem| stem.to_str()).filter(|stem| *stem != "*");
@@ -83,6 +84,21 @@ async fn name_files(context: &SessionContext, statement: &mut Statement) -> Resu
         }
     });
     Ok(())
+}
+
+/// A file, a folder, or the files that a pattern names: a plan on its way to a scheduler loses patterns, and would read
+/// the whole folder.
+async fn paths(context: &SessionContext, file: &str) -> Result<Vec<ListingTableUrl>> {
+    let Some(pattern) = file.find(['*', '?', '[']) else { return Ok(vec![ListingTableUrl::parse(file)?]) };
+    let (folder, pattern) = file.split_at(file[..pattern].rfind('/').map_or(0, |slash| slash + 1));
+    let url = ListingTableUrl::parse(if folder.is_empty() { "./" } else { folder })?.with_glob(pattern)?;
+    let store = context.runtime_env().object_store(&url)?;
+    let found: Vec<_> = url.list_all_files(&context.state(), store.as_ref(), "").await?.try_collect().await?;
+    if found.is_empty() {
+        return plan_err!("no file is named as '{file}'");
+    }
+    let base = url.object_store();
+    found.iter().map(|file| ListingTableUrl::parse(format!("{}{}", base.as_str(), file.location))).collect()
 }
 
 fn visit_files(statement: &mut Statement, seen: &mut dyn FnMut(&mut String)) {

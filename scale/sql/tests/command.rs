@@ -271,6 +271,10 @@ fn executors_on_loopback_give_the_single_process_s_bytes_and_survive_a_death() -
     let sql = "SELECT count(*) AS n, max(array_length(v)) AS width FROM 'cluster/*.parquet'";
     let out = done(run(folder, &["--scheduler", &url, "-c", sql]));
     assert!(out.contains("| 3000 | 384   |"), "{out}");
+    // A pattern is a pattern there, too.
+    let some = "SELECT count(*) AS n FROM 'in/part-00[1-2].csv'";
+    let out = done(run(folder, &["--scheduler", &url, "-c", some]));
+    assert!(out.contains("| 250 |"), "{out}");
     let plan = done(run(
         folder,
         &["--model", &minilm, "--scheduler", &url, "-c", "EXPLAIN SELECT embed(text) FROM 'in/*.csv'"],
