@@ -104,7 +104,7 @@ impl Encoder {
     /// # Errors
     /// [`Error::Unsupported`] names what this package does not have; the others, what is wrong with the folder.
     pub fn open(folder: impl AsRef<Path>, options: &EncoderOptions) -> Result<Self> {
-        let folder = snapshot(folder.as_ref())?;
+        let folder = model_folder(folder)?;
         let modules = Modules::read(&folder)?;
         let transformer = match &modules {
             Some(modules) => folder.join(&modules.transformer),
@@ -153,6 +153,13 @@ impl Encoder {
     /// What the weights take in memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.transformer.bytes() + self.head.bytes()
+    }
+
+    /// Whether a text's vector is the same, bit for bit, whatever the texts beside it: each layer quantizes its inputs per
+    /// row, or with parameters of its own. So it is by default; not so with layers in floats or fp16, and not with inputs
+    /// quantized per tensor, as a file can have them.
+    pub fn is_batch_independent(&self) -> bool {
+        self.transformer.is_batch_independent()
     }
 
     /// A vector for each text, one behind the other, by the threads of the current rayon pool. With inputs quantized
@@ -298,8 +305,13 @@ fn piece(tokens: usize, threads: usize) -> usize {
     tokens.div_ceil(pieces.max(1)).max(LEAST)
 }
 
-/// Of a Hugging Face cache, the folder of the snapshot that `main` names, or the only one; else the folder itself.
-fn snapshot(folder: &Path) -> Result<PathBuf> {
+/// Where a model's files are: of a folder of a Hugging Face cache, the snapshot that `main` names, or the only one; else
+/// the folder itself.
+///
+/// # Errors
+/// [`Error::File`]; [`Error::InvalidFile`] of several snapshots.
+pub fn model_folder(folder: impl AsRef<Path>) -> Result<PathBuf> {
+    let folder = folder.as_ref();
     let snapshots = folder.join("snapshots");
     if folder.join("config.json").exists() || !snapshots.is_dir() {
         return Ok(folder.to_path_buf());

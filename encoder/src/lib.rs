@@ -45,7 +45,7 @@ mod tokens;
 mod transformer;
 mod weights;
 
-pub use encoder::{Encoder, EncoderOptions, release_thread_buffers};
+pub use encoder::{Encoder, EncoderOptions, model_folder, release_thread_buffers};
 pub use error::{Error, Result};
 pub use head::Pooling;
 pub use text::Truncation;

@@ -7,7 +7,7 @@ use crate::kernels::attention::{AttentionBuffer, Bias, Heads};
 use crate::rows::Rows;
 use crate::tokens::Tokens;
 use crate::weights::Weights;
-use fbgemm::{Embedding, Linear};
+use fbgemm::{Embedding, InputGranularity, Linear};
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 use std::ops::Range;
 
@@ -129,6 +129,14 @@ impl Transformer {
 
     pub(crate) fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whether each row of each layer's output is the same in every batch.
+    pub(crate) fn is_batch_independent(&self) -> bool {
+        self.layers.iter().flat_map(Layer::linears).all(|layer| match layer {
+            Linear::Int8(layer) => layer.input_scheme().granularity() != InputGranularity::PerTensor,
+            _ => false,
+        })
     }
 
     /// What the weights take in memory, in bytes.
@@ -253,7 +261,11 @@ impl Layer {
     }
 
     fn bytes(&self) -> usize {
-        [&self.qkv, &self.attended, &self.up, &self.down].iter().map(|layer| layer.bytes()).sum()
+        self.linears().into_iter().map(Linear::bytes).sum()
+    }
+
+    fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.attended, &self.up, &self.down]
     }
 
     /// Takes the hidden states, which `scratch.rows` has for this layer, to the next ones, and puts them there for
