@@ -1,6 +1,5 @@
 //! A linear layer of any kind behind one `forward`.
 
-use super::element::Element;
 use super::float_linear::FloatLinear;
 use super::forms::forms;
 use super::fp16_linear::Fp16Linear;
@@ -8,6 +7,7 @@ use super::quantized_linear::QuantizedLinear;
 use crate::error::{Error, Result};
 use crate::ffi::scratch::zeroed;
 use crate::ops::lengths::{check_size, new_output};
+use crate::quant::element::Element;
 
 /// A linear layer, y = x·Wᵀ + b, in fp32, int8 or fp16: what a model's struct holds, so that
 /// [`quantize_modules`](crate::quantize_modules) can turn the one into the other.
