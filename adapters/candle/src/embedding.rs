@@ -187,7 +187,7 @@ impl CustomOp1 for LookUp {
                 let indices: Vec<i32> = slice::<u8>(storage, layout)?.iter().map(|&index| index.into()).collect();
                 self.run(&indices, layout)
             }
-            other => Err(Error::WrongDType { what: "indices", given: other.dtype(), expected: "u32, i64, i32 or u8" }),
+            other => Err(Error::WrongDType { what: "input", given: other.dtype(), expected: "u32, i64, i32 or u8" }),
         }?)
     }
 

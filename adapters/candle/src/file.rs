@@ -48,6 +48,10 @@ pub(crate) enum Stored {
 
 /// The layer at a builder's path as its file has it quantized, or None for one in floats.
 pub(crate) fn stored(vb: &VarBuilder) -> Result<Option<Stored>> {
+    // A builder that makes tensors up has one of any name.
+    if vb.contains_tensor("fbgemm_no_such_tensor") {
+        return Ok(None);
+    }
     if vb.contains_tensor(QUANTIZED) {
         let tensor = vb.get_unchecked_dtype(QUANTIZED, DType::U8)?;
         return decode(&tensor.to_vec1()?).map(Some);
