@@ -55,7 +55,6 @@ pub use model::names::{join_name, part_name};
 pub use model::options::QuantizeOptions;
 pub use model::quantize::{quantize_modules, unload_modules};
 pub use model::report::{BetterScheme, LayerKind, LayerReport, QuantizeReport, Skipped, WeightReport};
-pub use nn::element::Element;
 pub use nn::embedding::{Embedding, EmbeddingBag};
 pub use nn::float_linear::FloatLinear;
 pub use nn::fp16_linear::Fp16Linear;
@@ -81,6 +80,7 @@ pub use ops::linear_static::{linear_relu_static, linear_relu_static_into, linear
 pub use ops::packed::{PackedMatrix, PackedMatrixFp16, pack_matrix, pack_matrix_fp16};
 pub use ops::quantized_input::QuantizedInput;
 pub use provider::{Provider, provider};
+pub use quant::element::Element;
 pub use quant::input::{InputGranularity, InputScheme, U8Params};
 pub use quant::observer::InputObserver;
 pub use quant::scheme::{Int8Scheme, LinearScheme};

@@ -1,6 +1,6 @@
 //! A linear layer in fp32, by the crate `gemm`.
 
-use super::element::{Element, by_parts};
+use super::by_parts::by_parts;
 use super::forms::{forms, suggested_tasks};
 use crate::error::Result;
 use crate::ffi::check_int8_shape;
@@ -8,6 +8,7 @@ use crate::ffi::gemm::multiply_add;
 use crate::ffi::scratch::zeroed;
 use crate::ffi::tasks::by_rows;
 use crate::ops::lengths::{check_bias, check_lengths, check_size, new_output, rows};
+use crate::quant::element::Element;
 
 /// A linear layer in fp32.
 #[derive(Clone, PartialEq)]

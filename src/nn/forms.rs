@@ -70,6 +70,33 @@ macro_rules! forms {
             self.run(input, output, tasks, |task| (0..tasks).into_par_iter().with_max_len(1).for_each(task))
         }
 
+        /// [`forward`](Self::forward) of a matrix with a row for each input, as the crate `ndarray` has them. One in
+        /// standard layout (row-major, without gaps) is read where it is; of others a copy is made.
+        ///
+        /// # Errors
+        /// As [`forward`](Self::forward), and [`Error::WrongLength`](crate::Error::WrongLength) for rows of another
+        /// length.
+        #[cfg(feature = "ndarray")]
+        pub fn forward_array<T: Element>(&self, input: ndarray::ArrayView2<T>) -> Result<ndarray::Array2<T>> {
+            super::arrays::forward(input, (self.out_features(), self.in_features()), |input| self.forward(input))
+        }
+
+        /// [`forward_array`](Self::forward_array) into the caller's matrix. With both in standard layout this allocates
+        /// nothing after a thread's first call of a size; another output is computed apart and copied.
+        ///
+        /// # Errors
+        /// As [`forward_array`](Self::forward_array), and [`Error::WrongLength`](crate::Error::WrongLength) for the
+        /// output's rows and their length.
+        #[cfg(feature = "ndarray")]
+        pub fn forward_array_into<T: Element>(
+            &self,
+            input: ndarray::ArrayView2<T>,
+            output: ndarray::ArrayViewMut2<T>,
+        ) -> Result<()> {
+            let shape = (self.out_features(), self.in_features());
+            super::arrays::forward_into(input, output, shape, |input, output| self.forward_into(input, output))
+        }
+
         /// Moves the cost of first calls to start-up: FBGEMM generates a kernel for each number of rows (up to
         /// its block of 56 to 384, and for each remainder beyond), once in a process; and each thread makes a buffer, so each
         /// thread of a pool should call this.

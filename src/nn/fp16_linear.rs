@@ -1,6 +1,6 @@
 //! A linear layer with its weight in fp16.
 
-use super::element::{Element, by_parts};
+use super::by_parts::by_parts;
 use super::forms::{forms, suggested_tasks};
 use crate::error::Result;
 use crate::ffi::fp16::BLOCK_ROWS;
@@ -10,6 +10,7 @@ use crate::isa::Isa;
 use crate::ops::lengths::{check_bias, check_lengths, check_size, new_output, rows};
 use crate::ops::linear_fp16;
 use crate::ops::packed::{PackedMatrixFp16, pack_matrix_fp16};
+use crate::quant::element::Element;
 use std::sync::Arc;
 
 /// A linear layer with its weight in fp16, packed for the CPU it runs on: half of fp32's memory, and an error of some

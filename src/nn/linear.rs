@@ -1,6 +1,5 @@
 //! A linear layer of any kind behind one `forward`.
 
-use super::element::Element;
 use super::float_linear::FloatLinear;
 use super::forms::forms;
 use super::fp16_linear::Fp16Linear;
@@ -9,6 +8,7 @@ use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::scratch::zeroed;
 use crate::ops::lengths::{check_size, new_output};
+use crate::quant::element::Element;
 use crate::quant::input::InputGranularity;
 use crate::quant::range::finite_range;
 

@@ -1,6 +1,8 @@
 //! Layers that own their weights: `forward` on numbers of any element type.
 
-pub(crate) mod element;
+#[cfg(feature = "ndarray")]
+pub(crate) mod arrays;
+pub(crate) mod by_parts;
 pub(crate) mod embedding;
 pub(crate) mod float_linear;
 pub(crate) mod forms;

@@ -1,6 +1,6 @@
 //! A quantized linear layer that carries its own weight, packed while it runs and plain when it travels.
 
-use super::element::{self, Element, by_parts};
+use super::by_parts::by_parts;
 use super::forms::{forms, suggested_tasks};
 use crate::error::{Error, Result};
 use crate::ffi::scratch::zeroed;
@@ -11,6 +11,7 @@ use crate::ops::linear_int8::Operands;
 use crate::ops::linear_int8::Profile;
 use crate::ops::linear_static::Static;
 use crate::ops::packed::PackedMatrix;
+use crate::quant::element::{self, Element};
 use crate::quant::input::{InputScheme, U8Params};
 use crate::quant::scheme::Int8Scheme;
 use crate::quant::weight::{Parameters, QuantizedWeight, quantize_weight_as};
@@ -45,13 +46,14 @@ struct Shared {
 
 impl QuantizedLinear {
     /// Quantizes an fp32 layer: `weight` row-major, `out_features` rows of `in_features`, as in PyTorch's `nn.Linear`;
-    /// `bias` of `out_features`, or `None`. [`Int8Scheme::accurate`] is for who has no reason for another.
+    /// `bias` of `out_features`, or `None`. [`Int8Scheme::accurate`] is for who has no reason for another. A weight of
+    /// another type than `f32` is converted piece by piece, with the bits of one that was converted first.
     ///
     /// # Errors
     /// Those of [`quantize_weight`](crate::quantize_weight) and of [`pack_matrix`](crate::pack_matrix);
     /// [`Error::WrongLength`] for the bias.
-    pub fn new(
-        weight: &[f32],
+    pub fn new<T: Element>(
+        weight: &[T],
         bias: Option<Vec<f32>>,
         out_features: usize,
         in_features: usize,

@@ -1,5 +1,6 @@
 //! Choosing and holding numbers: ranges, schemes, observers, quantized weights.
 
+pub(crate) mod element;
 pub(crate) mod input;
 pub(crate) mod observer;
 pub(crate) mod range;

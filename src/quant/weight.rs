@@ -1,6 +1,6 @@
 //! A weight matrix quantized to int8, per tensor, with the numbers that an operation needs beside it.
 
-use super::range::finite_range;
+use super::element::{Element, in_pieces, range};
 use super::saturation::row_sums;
 use super::weight_scheme::{WeightGranularity, WeightScheme};
 use crate::cpu::SupportedCpu;
@@ -270,7 +270,8 @@ impl std::fmt::Debug for QuantizedWeight {
 /// `weight` is row-major, `out_features` rows of `in_features` (as PyTorch's `nn.Linear.weight`). With
 /// lo = min(0, smallest) and hi = max(0, largest): scale = (hi − lo) / 255, zero_point such that 0 is exact,
 /// q = clamp(round(w · (1 / scale)) + zero_point, −128, 127), ties to even. A matrix of zeros gets scale 0.1, and
-/// scales below 6.1e-5 are raised to it (FBGEMM's `ChooseQuantizationParams`).
+/// scales below 6.1e-5 are raised to it (FBGEMM's `ChooseQuantizationParams`). A weight in `f64`, `half::f16` or
+/// `half::bf16` is rounded to `f32` first, piece by piece.
 ///
 /// ```
 /// let weight = [0.5, -1.0, 0.25, 1.5, 0.0, -0.5]; // 2 outputs, 3 inputs
@@ -284,7 +285,7 @@ impl std::fmt::Debug for QuantizedWeight {
 /// [`Error::ZeroDimension`], [`Error::WrongLength`], [`Error::TooLarge`]; [`Error::NotFinite`] for a NaN or infinite
 /// weight; [`Error::AccumulatorOverflow`] where a column offset doesn't fit int32 (over 8 million in_features); and
 /// those of [`cpu_support`](crate::cpu_support).
-pub fn quantize_weight(weight: &[f32], out_features: usize, in_features: usize) -> Result<QuantizedWeight> {
+pub fn quantize_weight<T: Element>(weight: &[T], out_features: usize, in_features: usize) -> Result<QuantizedWeight> {
     quantize_weight_as(weight, out_features, in_features, WeightScheme::new())
 }
 
@@ -292,8 +293,8 @@ pub fn quantize_weight(weight: &[f32], out_features: usize, in_features: usize) 
 ///
 /// # Errors
 /// As [`quantize_weight`].
-pub fn quantize_weight_as(
-    weight: &[f32],
+pub fn quantize_weight_as<T: Element>(
+    weight: &[T],
     out_features: usize,
     in_features: usize,
     scheme: WeightScheme,
@@ -301,19 +302,19 @@ pub fn quantize_weight_as(
     let cpu = SupportedCpu::get()?;
     check_int8_shape("weight", weight.len(), out_features, in_features)?;
     // Of the whole weight, also where each channel has its own: an index in an error is the whole weight's.
-    let whole = finite_range(weight, "weight", cpu)?;
+    let whole = range(weight, "weight", cpu)?;
     let (qmin, qmax) = scheme.range();
     let per_channel = scheme.granularity() == WeightGranularity::PerChannel;
     let (mut scales, mut zero_points, mut data) = (Vec::new(), Vec::new(), scratch::zeroed(weight.len())?);
     let piece = if per_channel { in_features } else { weight.len() };
     for (from, to) in weight.chunks_exact(piece).zip(data.chunks_exact_mut(piece)) {
-        let (min, max) = if per_channel { finite_range(from, "weight", cpu)? } else { whole };
+        let (min, max) = if per_channel { range(from, "weight", cpu)? } else { whole };
         let mut params = quantize::choose(min, max, qmin, qmax)?;
         if scheme.is_symmetric() {
             let steps = (qmax - qmin) as f32 / 2.0;
             (params.scale, params.zero_point) = ((min.abs().max(max.abs()) / steps).max(f32::EPSILON), 0);
         }
-        quantize::to_i8(from, to, params, cpu)?;
+        in_pieces(from, to, |from, to| quantize::to_i8(from, to, params, cpu))?;
         if scheme.is_range_reduced() {
             // FBGEMM clamps to 8 bits, whatever the range that the parameters are for.
             to.iter_mut().for_each(|q| *q = (*q).clamp(qmin as i8, qmax as i8));

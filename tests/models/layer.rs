@@ -2,8 +2,8 @@
 
 use crate::folder;
 use fbgemm::{
-    Error, InputScheme, Int8Scheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight, U8Params,
-    WeightScheme, load_modules, quantize_weight, quantize_weight_as, save_modules, unload_modules,
+    Element, Error, InputScheme, Int8Scheme, Linear, ModelFile, PortableLinear, QuantizedLinear, QuantizedWeight,
+    U8Params, WeightScheme, load_modules, quantize_weight, quantize_weight_as, save_modules, unload_modules,
 };
 use fbgemm_testkit::cases::stored;
 use fbgemm_testkit::compare::bits;
@@ -55,6 +55,46 @@ fn other_number_types_are_computed_in_f32_and_rounded() {
     assert_eq!(float.forward(&[1.0f64, 2.0, 3.0, 4.0]).unwrap(), [5.0; 4]);
 }
 
+/// Longer than the pieces that are converted at once, with lengths that fill no vector register.
+#[test]
+fn weights_of_other_types_are_quantized_as_if_converted_first() {
+    fn check<T: Element>(weight: &[T], to_f32: impl Fn(T) -> f32, n: usize, k: usize) {
+        let converted: Vec<f32> = weight.iter().map(|&w| to_f32(w)).collect();
+        let schemes = [WeightScheme::new(), WeightScheme::new().per_channel()];
+        let schemes = schemes.map(|scheme| [scheme, scheme.symmetric(), scheme.symmetric().reduce_range()]);
+        for scheme in schemes.into_iter().flatten() {
+            let expected = quantize_weight_as(&converted, n, k, scheme).unwrap();
+            assert_eq!(quantize_weight_as(weight, n, k, scheme).unwrap(), expected, "{scheme} {n}x{k}");
+        }
+        assert_eq!(quantize_weight(weight, n, k).unwrap(), quantize_weight(&converted, n, k).unwrap());
+        let (input, bias) = (normal(2 * k, 9, 1.0), Some(normal(n, 8, 1.0)));
+        for scheme in [Int8Scheme::accurate(), Int8Scheme::portable(), Int8Scheme::pytorch()] {
+            let direct = QuantizedLinear::new(weight, bias.clone(), n, k, scheme).unwrap();
+            let detour = QuantizedLinear::new(&converted, bias.clone(), n, k, scheme).unwrap();
+            assert_eq!(bits(&direct.forward(&input).unwrap()), bits(&detour.forward(&input).unwrap()));
+        }
+    }
+    for (n, k) in [(1, 1), (3, 7), (5, 16_389), (129, 257), (2, 40_001)] {
+        let weight = normal(n * k, 4, 0.1);
+        check(&weight.iter().map(|&w| half::f16::from_f32(w)).collect::<Vec<_>>(), half::f16::to_f32, n, k);
+        check(&weight.iter().map(|&w| half::bf16::from_f32(w)).collect::<Vec<_>>(), half::bf16::to_f32, n, k);
+        check(&weight.iter().map(|&w| f64::from(w) * 1.000_000_1).collect::<Vec<_>>(), |w| w as f32, n, k);
+    }
+}
+
+#[test]
+fn a_weight_of_another_type_that_is_not_finite_is_named_by_its_place_in_the_whole() {
+    const PLACE: usize = 3 * 16_384 + 5;
+    let mut weight = vec![half::bf16::ONE; 2 * 30_000];
+    weight[PLACE] = half::bf16::INFINITY;
+    for scheme in [Int8Scheme::accurate(), Int8Scheme::pytorch()] {
+        let error = QuantizedLinear::new(&weight, None, 2, 30_000, scheme).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { what: "weight", index: PLACE, .. }), "{error}");
+    }
+    let error = QuantizedLinear::new(&[1.0, -1e300], None, 1, 2, Int8Scheme::pytorch()).unwrap_err();
+    assert_eq!(error.to_string(), "weight[1] is -inf, expected a finite number");
+}
+
 #[test]
 fn what_does_not_fit_is_an_error_and_leaves_the_output() {
     let layer = layer(7);
@@ -74,7 +114,7 @@ fn what_does_not_fit_is_an_error_and_leaves_the_output() {
     );
     for (n, k) in [(0, 40), (24, 0)] {
         assert!(matches!(
-            QuantizedLinear::new(&[], None, n, k, Int8Scheme::pytorch()),
+            QuantizedLinear::new::<f32>(&[], None, n, k, Int8Scheme::pytorch()),
             Err(Error::ZeroDimension { .. })
         ));
         assert!(matches!(Linear::new(vec![], None, n, k), Err(Error::ZeroDimension { .. })));

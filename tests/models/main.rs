@@ -1,5 +1,6 @@
 //! Layers that carry their weight, whole models, and the files that hold them.
 
+mod arrays;
 mod checkpoint;
 mod derive;
 mod files;

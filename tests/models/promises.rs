@@ -202,4 +202,7 @@ fn public_types_can_be_sent_printed_and_shared() {
     all::<U8Params>();
     all::<LinearScheme>();
     all::<Error>();
+    // What `anyhow::Error::from`, `Box<dyn Error + Send + Sync>` and `candle_core::Error::wrap` ask for.
+    fn error<T: std::error::Error + Send + Sync + 'static>() {}
+    error::<Error>();
 }

@@ -30,8 +30,8 @@ fn wrong_lengths() {
 #[test]
 fn dimensions_of_zero() {
     let zero = |what| Error::ZeroDimension { what };
-    assert_eq!(fbgemm::quantize_weight(&[], 0, 3).unwrap_err(), zero("out_features"));
-    assert_eq!(fbgemm::quantize_weight(&[], 3, 0).unwrap_err(), zero("in_features"));
+    assert_eq!(fbgemm::quantize_weight::<f32>(&[], 0, 3).unwrap_err(), zero("out_features"));
+    assert_eq!(fbgemm::quantize_weight::<f32>(&[], 3, 0).unwrap_err(), zero("in_features"));
     assert_eq!(fbgemm::pack_matrix(&[], 3, 0).unwrap_err(), zero("out_features"));
     assert_eq!(fbgemm::pack_matrix(&[], 0, 3).unwrap_err(), zero("in_features"));
 }
@@ -41,7 +41,7 @@ fn sizes_beyond_fbgemms_addressing() {
     let too_large = |error: Error| assert!(matches!(error, Error::TooLarge { what: "weight", .. }), "{error}");
     // The first is below 2³¹ elements, and above once padded to whole blocks.
     for (n, k) in [(2_147_483_647, 1), (65_536, 65_536), (usize::MAX, 2), (2, usize::MAX), (usize::MAX, usize::MAX)] {
-        too_large(fbgemm::quantize_weight(&[], n, k).unwrap_err());
+        too_large(fbgemm::quantize_weight::<f32>(&[], n, k).unwrap_err());
         too_large(fbgemm::pack_matrix(&[], k, n).unwrap_err());
         too_large(QuantizedWeight::per_tensor(vec![], 1.0, 0, n, k).unwrap_err());
     }

@@ -1,9 +1,9 @@
-//! The number types that a layer takes and gives; it computes in `f32`.
+//! The number types of inputs, outputs and weights: everything is computed in `f32`.
 
+use super::range::finite_range;
 use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::scratch::with_conversion_buffer;
-use crate::quant::range::finite_range;
 
 /// A type of inputs and outputs: `f32`, `f64`, and, with the feature `half`, `half::f16` and `half::bf16`.
 pub trait Element: Copy + Default + sealed::Sealed {}
@@ -95,9 +95,12 @@ mod half_precision {
     }
 }
 
+/// How many values are converted at once: whole vector registers, so that FBGEMM's kernels see each value where they would
+/// without pieces, and the cache holds them.
+const PIECE: usize = 1 << 14;
+
 /// [`finite_range`] of values of any type, converted.
 pub(crate) fn range<T: Element>(values: &[T], what: &'static str, cpu: SupportedCpu) -> Result<(f32, f32)> {
-    const PIECE: usize = 1 << 14;
     if let Some(values) = T::as_f32(values) {
         return finite_range(values, what, cpu);
     }
@@ -116,28 +119,22 @@ pub(crate) fn range<T: Element>(values: &[T], what: &'static str, cpu: Supported
     })
 }
 
-/// Runs `compute` on rows of the input as `f32`, some at a time (a multiple of `unit`), and rounds its output to this
-/// type: rows of `in_features` in and of `out_features` out.
-pub(crate) fn by_parts<T: Element>(
-    input: &[T],
-    output: &mut [T],
-    (out_features, in_features): (usize, usize),
-    unit: usize,
-    compute: impl Fn(&[f32], &mut [f32]) -> Result<()>,
+/// Runs `work` on the values as `f32`, and on as many of the output's elements: on all at once where this type is
+/// `f32`, else piece by piece, so that no copy of all of them is made.
+pub(crate) fn in_pieces<T: Element, U>(
+    values: &[T],
+    output: &mut [U],
+    mut work: impl FnMut(&[f32], &mut [U]) -> Result<()>,
 ) -> Result<()> {
-    /// The most elements that rows converted at once may take, unless one unit takes more.
-    const MOST: usize = (4 << 20) / size_of::<f32>();
-    let at_once = (MOST / (out_features + in_features) / unit * unit).max(unit).min(input.len() / in_features);
-    with_conversion_buffer(at_once * (out_features + in_features), |buffer| {
-        let (x, y) = buffer.split_at_mut(at_once * in_features);
-        let parts = input.chunks(at_once.max(1) * in_features).zip(output.chunks_mut(at_once.max(1) * out_features));
-        for (input, output) in parts {
-            let (x, y) = (&mut x[..input.len()], &mut y[..output.len()]);
-            T::widen(input, x);
-            compute(x, y)?;
-            T::narrow(y, output);
-        }
-        Ok(())
+    if let Some(values) = T::as_f32(values) {
+        return work(values, output);
+    }
+    with_conversion_buffer(PIECE.min(values.len()), |buffer| {
+        values.chunks(PIECE).zip(output.chunks_mut(PIECE)).try_for_each(|(piece, output)| {
+            let converted = &mut buffer[..piece.len()];
+            T::widen(piece, converted);
+            work(converted, output)
+        })
     })
 }
 
