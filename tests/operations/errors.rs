@@ -31,7 +31,7 @@ fn wrong_lengths() {
 fn dimensions_of_zero() {
     let zero = |what| Error::ZeroDimension { what };
     assert_eq!(fbgemm::quantize_weight::<f32>(&[], 0, 3).unwrap_err(), zero("out_features"));
-    assert_eq!(fbgemm::quantize_weight(&[], 3, 0).unwrap_err(), zero("in_features"));
+    assert_eq!(fbgemm::quantize_weight::<f32>(&[], 3, 0).unwrap_err(), zero("in_features"));
     assert_eq!(fbgemm::pack_matrix(&[], 3, 0).unwrap_err(), zero("out_features"));
     assert_eq!(fbgemm::pack_matrix(&[], 0, 3).unwrap_err(), zero("in_features"));
 }
