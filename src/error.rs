@@ -551,6 +551,15 @@ pub enum Error {
         limit: usize,
     },
 
+    /// A bag's padding is no row of the table.
+    #[error("padding_idx is {given}, expected a row of the table, which has {rows}")]
+    InvalidPadding {
+        /// The index.
+        given: usize,
+        /// The table's rows.
+        rows: usize,
+    },
+
     /// Weights were given for a mean.
     #[error("per-sample weights were given for a mean, expected none: PyTorch defines them for sums alone")]
     WeightedMean,

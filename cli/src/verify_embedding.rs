@@ -47,6 +47,9 @@ fn bags<I: EmbeddingIndex + Element>(case: &Case, table: &EmbeddingTable) -> Com
             return Err(format!("case {:?}: mode is {other:?}, expected sum or mean", case.name).into());
         }
     }
+    if case.has_parameter("padding_idx") {
+        options = options.padding_idx(case.number("padding_idx")? as usize);
+    }
     let count = offsets.len().saturating_sub(usize::from(case.flag("include_last_offset")));
     let shape = [count, table.dimension()];
     if table.format() == EmbeddingFormat::Fp16 {

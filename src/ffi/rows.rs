@@ -56,6 +56,10 @@ pub mod sealed {
         fn are_finite(values: &[Self], step: usize) -> bool;
         /// Divided by a number of rows, as PyTorch divides a tensor of this type.
         fn divide(values: &mut [Self], rows: usize);
+        /// The same slice, where this type is `f32`.
+        fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+            None
+        }
     }
 
     macro_rules! integer {
@@ -99,6 +103,10 @@ pub mod sealed {
         fn divide(values: &mut [Self], rows: usize) {
             let rows = rows as f32;
             values.iter_mut().for_each(|value| *value /= rows);
+        }
+
+        fn as_f32_mut(values: &mut [Self]) -> Option<&mut [f32]> {
+            Some(values)
         }
     }
 

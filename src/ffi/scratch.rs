@@ -1,4 +1,4 @@
-//! Memory that operations write to: each thread's three buffers, kept from call to call, and new outputs.
+//! Memory that operations write to: each thread's buffers, kept from call to call, and new outputs.
 
 use crate::error::{Error, Result};
 use std::alloc::Layout;
@@ -8,6 +8,8 @@ use std::thread::LocalKey;
 thread_local! {
     /// For sums, packed inputs and the like, between operations.
     static OPERATION: Cell<Vec<i32>> = const { Cell::new(Vec::new()) };
+    /// For the indices of bags without those that don't count, between calls.
+    static INDICES: Cell<Vec<i64>> = const { Cell::new(Vec::new()) };
     /// For inputs and outputs as `f32` that have another type, between calls.
     static CONVERSION: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     /// For the gates of recurrent layers, between calls.
@@ -33,6 +35,11 @@ pub(crate) fn with_sequence_buffer<R>(len: usize, work: impl FnOnce(&mut [f32]) 
     with_buffer(&SEQUENCE, len, work)
 }
 
+/// [`with_operation_buffer`], for indices and offsets.
+pub(crate) fn with_index_buffer<R>(len: usize, work: impl FnOnce(&mut [i64]) -> Result<R>) -> Result<R> {
+    with_buffer(&INDICES, len, work)
+}
+
 fn with_buffer<T: Zeroable, R>(
     slot: &'static LocalKey<Cell<Vec<T>>>,
     len: usize,
@@ -56,6 +63,7 @@ fn with_buffer<T: Zeroable, R>(
 /// Gives this thread's buffers back.
 pub(crate) fn release() {
     let _ = OPERATION.try_with(|slot| drop(slot.take()));
+    let _ = INDICES.try_with(|slot| drop(slot.take()));
     let _ = CONVERSION.try_with(|slot| drop(slot.take()));
     let _ = SEQUENCE.try_with(|slot| drop(slot.take()));
 }
@@ -71,7 +79,7 @@ pub(crate) fn bytes() -> usize {
         };
         slot.try_with(size).unwrap_or(0)
     }
-    of(&OPERATION) + of(&CONVERSION) + of(&SEQUENCE)
+    of(&OPERATION) + of(&INDICES) + of(&CONVERSION) + of(&SEQUENCE)
 }
 
 /// Numbers whose zero is all zero bytes.
@@ -86,7 +94,7 @@ macro_rules! zeroable {
         unsafe impl Zeroable for $type {}
     )*};
 }
-zeroable!(f32, f64, i8, u8, i32);
+zeroable!(f32, f64, i8, u8, i32, i64);
 #[cfg(feature = "half")]
 zeroable!(half::f16, half::bf16);
 

@@ -120,7 +120,7 @@ impl Embedding {
     }
 }
 
-/// Sums or means of bags of an embedding's rows: PyTorch's `nn.EmbeddingBag`, without its `padding_idx` and `max`.
+/// Sums or means of bags of an embedding's rows: PyTorch's `nn.EmbeddingBag`, without its mode `max`.
 ///
 /// ```
 /// use fbgemm::{Embedding, EmbeddingBag};
@@ -134,12 +134,13 @@ pub struct EmbeddingBag {
     pub(crate) embedding: Embedding,
     mean: bool,
     include_last_offset: bool,
+    padding_idx: Option<usize>,
 }
 
 impl EmbeddingBag {
     /// Sums of rows.
     pub fn sum(embedding: Embedding) -> Self {
-        Self { embedding, mean: false, include_last_offset: false }
+        Self { embedding, mean: false, include_last_offset: false, padding_idx: None }
     }
 
     /// Means of rows: an empty bag's is 0.
@@ -152,6 +153,21 @@ impl EmbeddingBag {
         Self { include_last_offset: true, ..self }
     }
 
+    /// Indices of this row don't count: see [`BagOptions::padding_idx`]. (PyTorch's `nn.Embedding` has a `padding_idx`,
+    /// too, which is for training: it changes nothing in what [`Embedding::forward`] gives.)
+    ///
+    /// ```
+    /// use fbgemm::{Embedding, EmbeddingBag};
+    ///
+    /// let embedding = Embedding::new(vec![9.0, 9.0, 0.25, 2.0, 7.0, 8.0], 3, 2)?;
+    /// let bag = EmbeddingBag::mean(embedding).with_padding_idx(0);
+    /// assert_eq!(bag.forward(&[1, 0, 2, 0], &[0], None)?, [3.625, 5.0]); // of two rows
+    /// # Ok::<(), fbgemm::Error>(())
+    /// ```
+    pub fn with_padding_idx(self, row: usize) -> Self {
+        Self { padding_idx: Some(row), ..self }
+    }
+
     /// The embedding whose rows these are.
     pub fn embedding(&self) -> &Embedding {
         &self.embedding
@@ -161,6 +177,7 @@ impl EmbeddingBag {
         let options = BagOptions::new();
         let options = if self.mean { options.mean() } else { options };
         let options = if self.include_last_offset { options.include_last_offset() } else { options };
+        let options = self.padding_idx.into_iter().fold(options, BagOptions::padding_idx);
         per_sample_weights.into_iter().fold(options, BagOptions::per_sample_weights)
     }
 
@@ -260,15 +277,18 @@ mod stored {
         embedding: Cow<'a, Embedding>,
         mean: bool,
         include_last_offset: bool,
+        #[serde(default)] // not there in what earlier versions stored
+        padding_idx: Option<usize>,
     }
 
     impl Serialize for EmbeddingBag {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            let Self { embedding, mean, include_last_offset } = self;
+            let Self { embedding, mean, include_last_offset, padding_idx } = self;
             let stored = StoredBag {
                 embedding: Cow::Borrowed(embedding),
                 mean: *mean,
                 include_last_offset: *include_last_offset,
+                padding_idx: *padding_idx,
             };
             stored.serialize(serializer)
         }
@@ -276,8 +296,8 @@ mod stored {
 
     impl<'de> Deserialize<'de> for EmbeddingBag {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            let StoredBag { embedding, mean, include_last_offset } = StoredBag::deserialize(deserializer)?;
-            Ok(Self { embedding: embedding.into_owned(), mean, include_last_offset })
+            let StoredBag { embedding, mean, include_last_offset, padding_idx } = StoredBag::deserialize(deserializer)?;
+            Ok(Self { embedding: embedding.into_owned(), mean, include_last_offset, padding_idx })
         }
     }
 }

@@ -3,9 +3,9 @@
 use crate::error::{Error, Result};
 use crate::ffi::embedding::Kernels;
 use crate::ffi::rows::{Table, sealed};
-use crate::ffi::scratch::zeroed;
+use crate::ffi::scratch::{with_conversion_buffer, with_index_buffer, zeroed};
 use crate::ffi::tasks;
-use crate::ops::embedding::EmbeddingTable;
+use crate::ops::embedding::{EmbeddingFormat, EmbeddingTable};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,6 +27,7 @@ pub struct BagOptions<'a> {
     mean: bool,
     per_sample_weights: Option<&'a [f32]>,
     include_last_offset: bool,
+    padding_idx: Option<usize>,
 }
 
 impl<'a> BagOptions<'a> {
@@ -49,6 +50,12 @@ impl<'a> BagOptions<'a> {
     /// The offsets have one more at the end, the number of indices.
     pub fn include_last_offset(self) -> Self {
         Self { include_last_offset: true, ..self }
+    }
+
+    /// Indices of this row don't count: they are neither added up nor part of a mean's number of rows, as with PyTorch's
+    /// `padding_idx` (whose negative ones count from the end: -1 is the table's rows less 1).
+    pub fn padding_idx(self, row: usize) -> Self {
+        Self { padding_idx: Some(row), ..self }
     }
 }
 
@@ -102,7 +109,7 @@ pub fn embedding_tasks<I: EmbeddingIndex, T: EmbeddingOutput>(
     check_output(table, indices.len(), output.len())?;
     let (kernels, rows) = (table.kernels(), table.place());
     let look_up = |part: Range<usize>, output: &mut [T]| kernels.rows(&rows, &indices[part], output);
-    run(table, indices.len(), indices, output, tasks, execute, look_up)
+    run(table, indices.len(), indices, None, output, tasks, execute, look_up)
 }
 
 /// The sums or means of bags of a table's rows: bit-identical to PyTorch's
@@ -114,7 +121,8 @@ pub fn embedding_tasks<I: EmbeddingIndex, T: EmbeddingOutput>(
 /// each bag. An empty bag gives zeros, no bags give nothing.
 ///
 /// Quantized rows are added up in f32 in the order of the indices, each element as `fma(q, scale, sum + bias)`, scale
-/// and bias times the row's weight first: the same on every CPU.
+/// and bias times the row's weight first: the same on every CPU. With a [`padding_idx`](BagOptions::padding_idx) rows
+/// in fp32 with weights are multiplied and added in two roundings, as PyTorch does there and only there.
 ///
 /// ```
 /// use fbgemm::{BagOptions, EmbeddingFormat};
@@ -132,6 +140,7 @@ pub fn embedding_tasks<I: EmbeddingIndex, T: EmbeddingOutput>(
 /// # Errors
 /// [`Error::IndexOutOfRange`] with the first index that is no row's; [`Error::InvalidOffset`] with the first offset
 /// that is not 0 at first, descends, is beyond the indices, or, being the one more at the end, not their number;
+/// [`Error::InvalidPadding`];
 /// [`Error::ZeroDimension`] where that one is missing; [`Error::WrongLength`] for weights that are not as many as the
 /// indices, and for indices without a bag; [`Error::WeightedMean`]; [`Error::BagTooLong`] from 2³¹ indices in a bag,
 /// and from 65,520 for means in fp16, whose number of rows that type does not hold (PyTorch divides by infinity);
@@ -197,8 +206,15 @@ pub fn embedding_bag_tasks<I: EmbeddingIndex, O: EmbeddingIndex, T: EmbeddingOut
     let bags = Bags::new(indices.len(), offsets, options)?;
     check_output(table, bags.len(), output.len())?;
     bags.check_lengths::<T>(options.mean)?;
+    let padding = match options.padding_idx {
+        Some(given) if given >= table.rows() => return Err(Error::InvalidPadding { given, rows: table.rows() }),
+        padding => padding.map(|row| row as i64),
+    };
     let (kernels, rows) = (table.kernels(), table.place());
     let look_up = |part: Range<usize>, output: &mut [T]| {
+        if let Some(padding) = padding {
+            return bags.look_up_unpadded(table, indices, part, options, padding, output);
+        }
         if !bags.look_up(kernels, &rows, indices, part.clone(), options.per_sample_weights, output)? {
             return Ok(false);
         }
@@ -209,7 +225,7 @@ pub fn embedding_bag_tasks<I: EmbeddingIndex, O: EmbeddingIndex, T: EmbeddingOut
         }
         Ok(true)
     };
-    run(table, bags.len(), indices, output, tasks, execute, look_up)
+    run(table, bags.len(), indices, padding, output, tasks, execute, look_up)
 }
 
 /// The bags that offsets, checked, make of indices.
@@ -302,6 +318,90 @@ impl<'a, O: EmbeddingIndex> Bags<'a, O> {
         let offsets = [0, part.len() as i64];
         kernels.bags(table, &indices[part.clone()], &offsets, weights.map(|weights| &weights[part]), last)
     }
+
+    /// Sums or means of the indices that are not the padding, which are copied to the thread's buffer: some bags at a
+    /// time, and a longer one by itself.
+    fn look_up_unpadded<I: EmbeddingIndex, T: EmbeddingOutput>(
+        &self,
+        table: &EmbeddingTable,
+        indices: &[I],
+        bags: Range<usize>,
+        options: BagOptions,
+        padding: i64,
+        output: &mut [T],
+    ) -> Result<bool> {
+        /// About as many as fit the first cache.
+        const AT_ONCE: usize = 2048;
+        let width = table.dimension();
+        let two_roundings = options.per_sample_weights.filter(|_| table.format() == EmbeddingFormat::Fp32 && !T::HALF);
+        let mut first = bags.start;
+        while first < bags.end {
+            let start = self.range(first).start;
+            let mut next = first + 1;
+            while next < bags.end && next - first < AT_ONCE && self.range(next).end - start <= AT_ONCE {
+                next += 1;
+            }
+            let (count, number) = (self.range(next - 1).end - start, next - first);
+            let output = &mut output[(first - bags.start) * width..(next - bags.start) * width];
+            let factors = options.per_sample_weights.map_or(0, |_| count);
+            let found = with_index_buffer(count + number + 1, |buffer| {
+                with_conversion_buffer(factors, |factors| {
+                    let (kept, offsets) = buffer.split_at_mut(count);
+                    let mut len = 0;
+                    offsets[0] = 0;
+                    for (bag, offset) in (first..next).zip(&mut offsets[1..]) {
+                        for place in self.range(bag) {
+                            let index = indices[place].into();
+                            if index == padding {
+                                continue;
+                            }
+                            kept[len] = index;
+                            if let Some(weights) = options.per_sample_weights {
+                                factors[len] = weights[place];
+                            }
+                            len += 1;
+                        }
+                        *offset = len as i64;
+                    }
+                    let (kept, factors) = (&kept[..len], &factors[..len.min(factors.len())]);
+                    let ranges = offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
+                    if let (Some(_), Some(output)) = (two_roundings, T::as_f32_mut(output)) {
+                        let mut sums = output.chunks_exact_mut(width).zip(ranges);
+                        return Ok(sums.all(|(sum, bag)| add_up(table, &kept[bag.clone()], &factors[bag], sum)));
+                    }
+                    let factors = options.per_sample_weights.map(|_| factors);
+                    if !table.kernels().bags(&table.place(), kept, offsets, factors, output)? {
+                        return Ok(false);
+                    }
+                    if options.mean {
+                        output
+                            .chunks_exact_mut(width)
+                            .zip(ranges)
+                            .for_each(|(sum, bag)| T::divide(sum, bag.len().max(1)));
+                    }
+                    Ok(true)
+                })
+            })?;
+            if !found {
+                return Ok(false);
+            }
+            first = next;
+        }
+        Ok(true)
+    }
+}
+
+/// One bag's sum of rows in fp32, each value times its row's weight rounded before it is added: what PyTorch computes
+/// where there is a padding. False where an index is no row's.
+fn add_up(table: &EmbeddingTable, indices: &[i64], weights: &[f32], sum: &mut [f32]) -> bool {
+    sum.fill(0.0);
+    let width = size_of_val(sum);
+    for (&index, weight) in indices.iter().zip(weights) {
+        let Some(row) = usize::try_from(index).ok().filter(|&row| row < table.rows()) else { return false };
+        let row = &table.place().memory[row * width..][..width];
+        sum.iter_mut().zip(row.as_chunks().0).for_each(|(sum, value)| *sum += f32::from_le_bytes(*value) * weight);
+    }
+    true
 }
 
 /// Which offset is wrong, the indices ending at `end`.
@@ -324,11 +424,14 @@ fn wrong_offset<O: EmbeddingIndex>(end: i64, offsets: &[O], closes: bool) -> Err
     unreachable!("a wrong offset was seen")
 }
 
-/// Runs `look_up` for parts of the output's `rows`, and finds what is wrong where something is.
+/// Runs `look_up` for parts of the output's `rows`, and finds what is wrong where something is. Rows of the padding are
+/// not used.
+#[allow(clippy::too_many_arguments)]
 fn run<I: EmbeddingIndex, T: EmbeddingOutput>(
     table: &EmbeddingTable,
     rows: usize,
     indices: &[I],
+    padding: Option<i64>,
     output: &mut [T],
     tasks: usize,
     execute: impl FnOnce(&(dyn Fn(usize) + Sync)),
@@ -364,7 +467,8 @@ fn run<I: EmbeddingIndex, T: EmbeddingOutput>(
     }
     if suspicious.into_inner() {
         // Where no row is at fault it is a weight, or a sum beyond the type: PyTorch's answer.
-        indices.iter().try_for_each(|&index| table.check_row(index.into() as usize))?;
+        let mut used = indices.iter().map(|&index| index.into()).filter(|&index| Some(index) != padding);
+        used.try_for_each(|index| table.check_row(index as usize))?;
     }
     Ok(())
 }

@@ -182,6 +182,11 @@ impl Case<'_> {
         self.parameters[name].as_bool().unwrap_or(false)
     }
 
+    /// Whether the case has this parameter.
+    pub fn has_parameter(&self, name: &str) -> bool {
+        !self.parameters[name].is_null()
+    }
+
     /// A parameter that is a whole number.
     ///
     /// # Errors

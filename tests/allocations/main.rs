@@ -208,6 +208,10 @@ fn look_ups_in_embedding_tables_allocate_nothing_in_steady_state() {
                 fbgemm::embedding_bag_into(table, &narrow, &offsets[..100], factors, &mut half).unwrap();
                 let each = |task: &(dyn Fn(usize) + Sync)| (0..3).for_each(task);
                 fbgemm::embedding_bag_tasks(table, &indices, &offsets, closed, &mut bags, 3, each).unwrap();
+                let padded = sums.padding_idx(7);
+                fbgemm::embedding_bag_into(table, &narrow, &offsets[..100], padded.mean(), &mut bags).unwrap();
+                let padded = padded.per_sample_weights(&weights);
+                fbgemm::embedding_bag_into(table, &indices, &offsets[..100], padded, &mut bags).unwrap();
                 fbgemm::embedding_into(table, &indices, &mut rows).unwrap();
             }
         };

@@ -52,6 +52,41 @@ fn an_index_out_of_range_is_named_with_its_position() {
 }
 
 #[test]
+fn a_padding_is_a_row_and_its_content_does_not_count() {
+    let padded = |row| BagOptions::new().padding_idx(row);
+    assert_eq!(bag(&[0], &[0], padded(5)), Error::InvalidPadding { given: 5, rows: 5 });
+    assert_eq!(
+        Error::InvalidPadding { given: 5, rows: 5 }.to_string(),
+        "padding_idx is 5, expected a row of the table, which has 5"
+    );
+    // Indices are checked as ever, in the table's own numbering.
+    for bad in [5, -1, i64::MAX] {
+        let expected = Error::IndexOutOfRange { index: bad, position: 3, rows: 5 };
+        for options in [padded(2), padded(2).mean(), padded(2).per_sample_weights(&[1.0; 5])] {
+            assert_eq!(bag(&[2, 1, 2, bad, 0], &[0, 2], options), expected);
+            let floats = EmbeddingTable::from_f32(vec![1.0; 40], 5, 8).unwrap();
+            let error = fbgemm::embedding_bag(&floats, &[2, 1, 2, bad, 0], &[0i64, 2], options).unwrap_err();
+            assert_eq!(error, expected);
+        }
+    }
+    // A row that is not finite, in floats and by its scale, as nothing is read of it.
+    let mut weight = vec![1.0f32; 40];
+    weight[16..24].fill(f32::INFINITY);
+    let floats = EmbeddingTable::from_f32(weight, 5, 8).unwrap();
+    let mut bytes = table().bytes().to_vec();
+    bytes[2 * 16 + 8..2 * 16 + 12].copy_from_slice(&f32::NAN.to_le_bytes());
+    let damaged = EmbeddingTable::from_bytes(bytes, EmbeddingFormat::Int8, 5, 8).unwrap();
+    for table in [floats, damaged] {
+        for options in [padded(2), padded(2).mean(), padded(2).per_sample_weights(&[1.0; 3])] {
+            let sums = fbgemm::embedding_bag(&table, &[2, 1, 2], &[0], options).unwrap();
+            assert!(sums.iter().all(|sum| sum.is_finite()));
+            let none = fbgemm::embedding_bag(&table, &[2, 2, 2], &[0], options).unwrap();
+            assert_eq!(none, [0.0; 8]);
+        }
+    }
+}
+
+#[test]
 fn offsets_that_make_no_bags_are_named() {
     let (open, closed) = (BagOptions::new(), BagOptions::new().include_last_offset());
     /// Offsets; which is wrong, what it is, and the least and the most that it can be.

@@ -41,6 +41,9 @@ fn check_output<I: EmbeddingIndex + Element>(case: &Case, table: &EmbeddingTable
     if case.word("mode") == Some("mean") {
         options = options.mean();
     }
+    if case.has_parameter("padding_idx") {
+        options = options.padding_idx(case.number("padding_idx").unwrap() as usize);
+    }
     if table.format() == EmbeddingFormat::Fp16 {
         let (_, expected) = case.tensor::<f16>("output").unwrap();
         let mut output = vec![f16::ZERO; expected.len()];
@@ -88,4 +91,9 @@ fn pytorchs_quantized_tables_and_sums_are_given_bit_for_bit() {
 #[test]
 fn pytorchs_float_tables_means_and_single_rows_are_given_bit_for_bit() {
     assert_eq!(check("embedding_tables"), 56);
+}
+
+#[test]
+fn pytorchs_bags_with_a_padding_are_given_bit_for_bit() {
+    assert_eq!(check("embedding_padding"), 60);
 }

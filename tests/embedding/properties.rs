@@ -125,6 +125,61 @@ fn means_are_sums_divided() {
     });
 }
 
+/// Bags as long as they come, and some longer than are looked up at once.
+#[test]
+fn a_padding_gives_what_the_bags_without_it_give() {
+    check(400, (problem(), 0usize..20, prop::bool::weighted(0.05), 1usize..5), |(mut p, padding, long, tasks)| {
+        let table = p.table();
+        let padding = padding % table.rows();
+        if long {
+            p.bags.push((0..5000).map(|i| i * 7 % table.rows()).collect());
+            p.factors.extend((0..5000).map(|i| (i % 64) as f32 / 32.0 - 1.0));
+        }
+        let (indices, offsets) = (p.indices(), p.offsets());
+        let narrow: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
+        let kept = |bag: &Vec<usize>| bag.iter().copied().filter(|&row| row != padding).collect();
+        let factors = indices.iter().zip(&p.factors).filter(|(index, _)| **index != padding as i64);
+        let without = Problem {
+            bags: p.bags.iter().map(kept).collect(),
+            factors: factors.map(|(_, &f)| f).collect(),
+            ..p.clone()
+        };
+        let plain = BagOptions::new().include_last_offset();
+        let modes = [plain, plain.mean(), plain.per_sample_weights(&p.factors)];
+        let others = [plain, plain.mean(), plain.per_sample_weights(&without.factors)];
+        for (i, (options, other)) in modes.into_iter().zip(others).enumerate() {
+            let options = options.padding_idx(padding);
+            let output = fbgemm::embedding_bag(&table, &indices, &offsets, options).unwrap();
+            let expected = if i == 2 && p.format == EmbeddingFormat::Fp32 {
+                // Each product rounded before it is added, as PyTorch does it here.
+                let mut factors = without.factors.iter();
+                let mut sum = |bag: &Vec<usize>| {
+                    let mut sum = vec![0f32; p.dimension];
+                    for &row in bag {
+                        let factor = factors.next().unwrap();
+                        let row = &p.weight[row * p.dimension..][..p.dimension];
+                        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x * factor);
+                    }
+                    sum
+                };
+                without.bags.iter().flat_map(&mut sum).collect()
+            } else {
+                fbgemm::embedding_bag(&table, &without.indices(), &without.offsets(), other).unwrap()
+            };
+            prop_assert_eq!(bits(&output), bits(&expected));
+            let mut again = vec![f32::NAN; output.len()];
+            fbgemm::embedding_bag_tasks(&table, &narrow, &offsets, options, &mut again, tasks, on_threads(tasks))
+                .unwrap();
+            prop_assert_eq!(bits(&again), bits(&output));
+            let (mut half, mut expected) = (vec![f16::NAN; output.len()], vec![f16::NAN; output.len()]);
+            fbgemm::embedding_bag_into(&table, &indices, &offsets, options, &mut half).unwrap();
+            fbgemm::embedding_bag_into(&table, &without.indices(), &without.offsets(), other, &mut expected).unwrap();
+            prop_assert!(half.iter().map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits())));
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn every_form_gives_the_same_bits() {
     check(300, (problem(), 1usize..20), |(p, tasks)| {
