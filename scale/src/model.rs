@@ -163,7 +163,9 @@ struct Key {
 }
 
 /// What this process has loaded, once each. A load that failed is tried again.
-struct Loaded<P, T>(LazyLock<Mutex<HashMap<(Key, P), Slot<T>>>>);
+struct Loaded<P, T>(LazyLock<Slots<P, T>>);
+
+type Slots<P, T> = Mutex<HashMap<(Key, P), Slot<T>>>;
 
 /// One that is loaded, or being loaded by the thread that has the lock.
 type Slot<T> = Arc<Mutex<Option<Arc<T>>>>;
