@@ -28,6 +28,8 @@ pub(crate) struct TextTokenizer {
     tokenizer: Tokenizer,
     /// Keeps the end. Made when it is first needed: few need it, and a vocabulary can take 100 MB.
     from_left: OnceLock<Tokenizer>,
+    /// Does not cut. Made when a text may be too long to be taken, to say how long it is.
+    uncut: OnceLock<Tokenizer>,
     lowercase: bool,
     longest: usize,
 }
@@ -70,7 +72,7 @@ impl TextTokenizer {
         let truncation = TruncationParams { max_length: longest, ..Default::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(refused)?;
         let lowercase = sentences["do_lower_case"] == serde_json::Value::Bool(true);
-        Ok(Self { tokenizer, from_left: OnceLock::new(), lowercase, longest })
+        Ok(Self { tokenizer, from_left: OnceLock::new(), uncut: OnceLock::new(), lowercase, longest })
     }
 
     pub(crate) fn longest(&self) -> usize {
@@ -113,18 +115,18 @@ impl TextTokenizer {
             }
             Truncation::Refuse => {
                 let encoding = self.tokenizer.encode_fast(text.clone(), true).map_err(refused)?;
-                if encoding.get_overflowing().is_empty() {
+                if encoding.len() < self.longest {
                     return Ok(encoding);
                 }
-                let texts = match text {
-                    EncodeInput::Single(text) => vec![text],
-                    EncodeInput::Dual(a, b) => vec![a, b],
+                // Cut, or just as long. What was cut off is not to be had: the tokenizer stops reading soon after.
+                let make = || {
+                    let mut tokenizer = self.tokenizer.clone();
+                    tokenizer.with_truncation(None).expect("nothing to refuse");
+                    tokenizer
                 };
-                let mut given = added(&self.tokenizer, texts.len() == 2);
-                for text in texts {
-                    // What was cut off lies in pieces beside what was kept.
-                    let encoding = self.tokenizer.encode_fast(EncodeInput::Single(text), false).map_err(refused)?;
-                    given += encoding.len() + encoding.get_overflowing().iter().map(Encoding::len).sum::<usize>();
+                let given = self.uncut.get_or_init(make).encode_fast(text, true).map_err(refused)?.len();
+                if given <= self.longest {
+                    return Ok(encoding);
                 }
                 Err(Error::WrongTokens { given, least: 1, limit: self.longest })
             }
@@ -135,10 +137,4 @@ impl TextTokenizer {
     pub(crate) fn prepare<'t>(&self, text: &'t str) -> std::borrow::Cow<'t, str> {
         if self.lowercase { text.to_lowercase().into() } else { text.into() }
     }
-}
-
-/// How many tokens the tokenizer puts around a text, or around and between two.
-fn added(tokenizer: &Tokenizer, pair: bool) -> usize {
-    use tokenizers::PostProcessor;
-    tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(pair))
 }

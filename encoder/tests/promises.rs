@@ -110,6 +110,8 @@ fn the_caller_says_what_becomes_of_long_texts() {
     let pair = whole.tokenize_pairs(&[(text, "a cat")], Truncation::Refuse).unwrap();
     let refused = encoder.tokenize_pairs(&[(text, "a cat")], Truncation::Refuse);
     assert!(matches!(refused, Err(Error::WrongTokens { given, .. }) if given == pair.len()), "{refused:?}");
+    let exact = Encoder::open(golden("bert"), &EncoderOptions::new().max_tokens(len)).unwrap();
+    assert_eq!(exact.tokenize_with(&[text], Truncation::Refuse).unwrap(), all);
     let short = ["the cat"];
     for truncation in [Truncation::Right, Truncation::Left, Truncation::Refuse] {
         let tokens = encoder.tokenize_with(&short, truncation).unwrap();
