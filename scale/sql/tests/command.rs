@@ -218,7 +218,7 @@ fn free_port() -> u16 {
 fn scheduler(folder: &Path, port: u16) -> (Server, String) {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("scheduler.log")).unwrap();
     let mut command = fbgemm_sql(folder);
-    command.args(["scheduler", "--executor-timeout", "6", "--port", &port.to_string()]);
+    command.args(["scheduler", "--executor-timeout", "20", "--port", &port.to_string()]);
     let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
