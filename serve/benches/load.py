@@ -4,8 +4,8 @@
 
 FBGEMM is the release build of the command; PYTHON has fastapi, uvicorn, uvloop, httptools, orjson, tokenizers and
 onnxruntime; `encoder/benches/peers.py` makes the ONNX model. `wrk` takes some of the same processors. Every request is
-one text of 8 to 128 tokens (of BERT's English vocabulary; 68 on average). Errors are all answers but 2xx, and what wrk counts besides. Memory is the mean of
-what the process holds in the first and in the last quarter of the time.
+one text of 8 to 128 tokens (of BERT's English vocabulary; 68 on average). Errors are answers of 400 and above, and
+requests that got none. Memory is the mean of what the process holds in the first and in the last quarter of the time.
 """
 import argparse
 import os
