@@ -229,10 +229,13 @@ fn a_request_that_is_under_way_at_sigterm_is_answered() {
     let mut served = Served::start("bert", &[]);
     let mut stream = served.connect();
     let body = r#"{"inputs": "the cat"}"#;
-    stream.write_all((head(body.len()) + &body[..9]).as_bytes()).unwrap();
-    // It has this request's head when it counts a connection more.
-    while !served.curl("/metrics", &[]).1.contains("fbgemm_connections 2") {}
-    std::thread::sleep(Duration::from_millis(100));
+    // With this header the service says when it has the head and waits for the body.
+    let head = head(body.len()).replace("Host: x", "Host: x\r\nExpect: 100-continue");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut go_on = [0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut go_on).unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(&body.as_bytes()[..9]).unwrap();
     served.signal("-TERM");
     let mut line = String::new();
     while !line.contains("no more connections are accepted") {
