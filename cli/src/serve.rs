@@ -57,6 +57,9 @@ pub struct Serve {
     /// How many seconds a request may wait; later it is answered with 503
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     deadline: u64,
+    /// How many seconds a client may take to send a request's head, its body, or to read some of the answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    client_timeout: u64,
     /// What to log, to standard error; `info` has a line a request
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = ["error", "warn", "info", "debug"])]
     log: String,
@@ -149,6 +152,8 @@ fn options(arguments: &Serve) -> ServiceOptions {
     options.request_texts = arguments.max_texts.min(arguments.queue);
     options.body_bytes = arguments.max_body;
     options.deadline = Duration::from_secs(arguments.deadline);
+    let client = Duration::from_secs(arguments.client_timeout);
+    (options.head_timeout, options.body_timeout, options.write_timeout) = (client, client, client);
     options.truncate = arguments.auto_truncate;
     options.token = arguments.token.clone();
     options.name = arguments.name.clone();

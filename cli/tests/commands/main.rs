@@ -1,6 +1,7 @@
 //! The program as a user runs it: what it prints, its exit codes, and a shipped copy of it.
 
 mod bench;
+mod clients;
 mod embed;
 mod files;
 mod info;

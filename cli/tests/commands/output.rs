@@ -105,5 +105,5 @@ fn help_lists_the_commands_in_the_order_of_use() {
     let help = stdout(&fbgemm(&["--help"]));
     let listed = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
     let names: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(names, ["demo", "info", "quantize", "embed", "inspect", "verify", "bench", "help"]);
+    assert_eq!(names, ["demo", "info", "quantize", "embed", "serve", "inspect", "verify", "bench", "help"]);
 }

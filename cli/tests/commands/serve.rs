@@ -3,23 +3,25 @@
 use crate::{PROGRAM, fbgemm};
 use fbgemm_testkit::process::{stderr, stdout};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
 
-fn model(name: &str) -> String {
+pub fn model(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../encoder/tests/golden").join(name).display().to_string()
 }
 
 /// A service, ended when this is dropped.
-struct Served {
+pub struct Served {
     child: Child,
     log: BufReader<ChildStderr>,
-    url: String,
+    pub url: String,
 }
 
 impl Served {
-    fn start(name: &str, arguments: &[&str]) -> Self {
+    pub fn start(name: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", &model(name), "--port", "0", "--log-format", "json"]).args(arguments);
         command.env("FBGEMM_TOKEN", "a-secret").stderr(Stdio::piped());
@@ -51,10 +53,26 @@ impl Served {
         (status, serde_json::from_str(&body).unwrap_or_else(|e| panic!("{e}: {body}")))
     }
 
-    /// Sends a signal; the exit code, and what was logged since.
-    fn end(mut self, signal: &str) -> (Option<i32>, String) {
+    /// A connection of its own, on which a read ends after a while at most.
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.url.strip_prefix("http://").unwrap()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    }
+
+    fn signal(&self, signal: &str) {
         let killed = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
         assert!(killed.success());
+    }
+
+    /// Sends a signal; the exit code, and what was logged since.
+    fn end(self, signal: &str) -> (Option<i32>, String) {
+        self.signal(signal);
+        self.ended()
+    }
+
+    /// The exit code, and what was logged since.
+    fn ended(mut self) -> (Option<i32>, String) {
         let mut log = String::new();
         self.log.read_to_string(&mut log).unwrap();
         (self.child.wait().unwrap().code(), log)
@@ -76,7 +94,7 @@ fn curl_gets_the_vectors_that_embed_prints_alone_and_beside_others() {
     let mut child = command.args(["embed", &model("bert"), "--normalize", "true"]);
     child = child.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = child.spawn().unwrap();
-    std::io::Write::write_all(&mut child.stdin.take().unwrap(), texts.join("\n").as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(texts.join("\n").as_bytes()).unwrap();
     let expected = stdout(&child.wait_with_output().unwrap());
     let expected: Vec<Vec<f32>> = expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let vectors = |body: Value| -> Vec<Vec<f32>> {
@@ -145,6 +163,91 @@ fn a_reranker_sorts_by_score() {
     let text = ["b", "c d"][ranks[0]["index"].as_u64().unwrap() as usize];
     assert_eq!(ranks[0]["text"], text);
     assert_eq!(served.post("/embed", r#"{"inputs": "a"}"#).0, 424);
+}
+
+/// A request's head, for a body of so many bytes.
+fn head(bytes: usize) -> String {
+    format!(
+        "POST /embed HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a-secret\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {bytes}\r\n\r\n"
+    )
+}
+
+/// All that comes until the service closes the connection.
+fn answer(mut stream: TcpStream) -> String {
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap_or_else(|e| panic!("the connection stays open: {e}"));
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn a_slow_client_is_cut_off_and_others_are_answered() {
+    let served = Served::start("bert", &["--client-timeout", "1"]);
+    let [mut in_head, mut in_body, silent] = [served.connect(), served.connect(), served.connect()];
+    in_head.write_all(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-").unwrap();
+    in_body.write_all((head(1000) + "{\"inputs\": ").as_bytes()).unwrap();
+    assert_eq!(served.post("/embed", r#"{"inputs": "a"}"#).0, 200);
+    let [in_head, in_body, silent] = [in_head, in_body, silent].map(answer);
+    assert!(in_head.is_empty() || in_head.starts_with("HTTP/1.1 408"), "{in_head}");
+    assert!(in_body.starts_with("HTTP/1.1 408"), "{in_body}");
+    assert_eq!(silent, "");
+    assert_eq!(served.post("/embed", r#"{"inputs": "a"}"#).0, 200);
+    assert_eq!(served.end("-TERM").0, Some(0));
+}
+
+#[test]
+fn a_full_queue_answers_429_and_when_to_come_again() {
+    let served = Served::start("bert", &["--threads", "1", "--queue", "64", "--batch-tokens", "1"]);
+    let body = json!({"inputs": vec!["the cat sat on the mat and the dog sat on the cat"; 64]}).to_string();
+    let request = head(body.len()) + &body;
+    let (mut full, mut answered) = (0, 0);
+    // All but the last byte, so that the ends of all requests arrive at about the same time.
+    for _ in 0..5 {
+        let mut streams: Vec<TcpStream> = (0..32).map(|_| served.connect()).collect();
+        let (start, end) = request.as_bytes().split_at(request.len() - 1);
+        streams.iter_mut().for_each(|stream| stream.write_all(start).unwrap());
+        streams.iter_mut().for_each(|stream| stream.write_all(end).unwrap());
+        for answer in streams.into_iter().map(answer) {
+            if answer.starts_with("HTTP/1.1 429") {
+                assert!(answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
+                full += 1;
+            } else {
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                answered += 1;
+            }
+        }
+        if full > 0 {
+            break;
+        }
+    }
+    assert!(full > 0 && answered > 0, "{full} of 429, {answered} of 200");
+    assert_eq!(served.post("/embed", &body).0, 200);
+}
+
+#[test]
+fn a_request_that_is_under_way_at_sigterm_is_answered() {
+    let mut served = Served::start("bert", &[]);
+    let mut stream = served.connect();
+    let body = r#"{"inputs": "the cat"}"#;
+    // With this header the service says when it has the head and waits for the body.
+    let head = head(body.len()).replace("Host: x", "Host: x\r\nExpect: 100-continue");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut go_on = [0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut go_on).unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(&body.as_bytes()[..9]).unwrap();
+    served.signal("-TERM");
+    let mut line = String::new();
+    while !line.contains("no more connections are accepted") {
+        line.clear();
+        assert!(served.log.read_line(&mut line).unwrap() > 0, "it ended");
+    }
+    assert!(TcpStream::connect(served.url.strip_prefix("http://").unwrap()).is_err());
+    stream.write_all(&body.as_bytes()[9..]).unwrap();
+    let answer = answer(stream);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("]]"), "{answer}");
+    let (code, log) = served.ended();
+    assert!(code == Some(0) && log.contains("all requests are answered"), "{log}");
 }
 
 #[test]
