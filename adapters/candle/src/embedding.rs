@@ -117,7 +117,7 @@ impl std::fmt::Debug for QuantizedEmbedding {
     }
 }
 
-/// [`candle_nn::embedding`], quantized: of a checkpoint in floats to this format; of a [file](crate::var_builder) that
+/// [`candle_nn::embedding()`], quantized: of a checkpoint in floats to this format; of a [file](crate::var_builder) that
 /// `fbgemm quantize` wrote, an embedding that it quantized comes as it is there, whatever the format. Outputs are in the
 /// builder's type.
 ///

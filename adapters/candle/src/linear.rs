@@ -136,7 +136,7 @@ impl std::fmt::Debug for QuantizedLinear {
     }
 }
 
-/// [`candle_nn::linear`], quantized: of a checkpoint in floats by this scheme; of a [file](crate::var_builder) that
+/// [`candle_nn::linear()`], quantized: of a checkpoint in floats by this scheme; of a [file](crate::var_builder) that
 /// `fbgemm quantize` wrote, a layer that it quantized comes as it is there, whatever the scheme.
 ///
 /// # Errors
