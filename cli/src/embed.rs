@@ -147,21 +147,27 @@ fn embed(arguments: &Embed) -> Result<(), Stop> {
 }
 
 fn open(arguments: &Embed) -> Result<Encoder, Stop> {
-    let mut options = EncoderOptions::new();
-    options = match arguments.scheme.0 {
-        Some(scheme) => options.scheme(scheme),
-        None => options.as_stored(),
-    };
-    if let Some(pooling) = arguments.pooling {
-        options = options.pooling(pooling);
-    }
+    let mut options = encoder_options(&arguments.scheme, arguments.pooling, arguments.max_tokens);
     if let Some(normalize) = arguments.normalize {
         options = options.normalize(normalize);
     }
-    if let Some(tokens) = arguments.max_tokens {
+    Ok(Encoder::open(&arguments.model, &options)?)
+}
+
+/// How the commands that run an encoder open it.
+pub fn encoder_options(scheme: &Scheme, pooling: Option<Pooling>, max_tokens: Option<usize>) -> EncoderOptions {
+    let mut options = EncoderOptions::new();
+    options = match scheme.0 {
+        Some(scheme) => options.scheme(scheme),
+        None => options.as_stored(),
+    };
+    if let Some(pooling) = pooling {
+        options = options.pooling(pooling);
+    }
+    if let Some(tokens) = max_tokens {
         options = options.max_tokens(tokens);
     }
-    Ok(Encoder::open(&arguments.model, &options)?)
+    options
 }
 
 /// What to read lines from, and how many bytes it has, where that is known.

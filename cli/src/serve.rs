@@ -1,9 +1,9 @@
 //! `fbgemm serve`: a model over HTTP.
 
 use crate::Exit;
-use crate::embed::{Scheme, pooling, scheme};
+use crate::embed::{Scheme, encoder_options, pooling, scheme};
 use crate::stdio::complain;
-use fbgemm_encoder::{EncoderOptions, Pooling};
+use fbgemm_encoder::Pooling;
 use fbgemm_serve::{Error, Service, ServiceOptions};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -91,7 +91,8 @@ async fn serve(arguments: &Serve) -> Exit {
         Ok(listener) => listener,
         Err(e) => return refused(&format!("{}, port {}: {e}", arguments.host, arguments.port)),
     };
-    let service = match Service::open(&arguments.model, &encoder(arguments), options(arguments)) {
+    let encoder = encoder_options(&arguments.scheme, arguments.pooling, arguments.max_tokens);
+    let service = match Service::open(&arguments.model, &encoder, options(arguments)) {
         Ok(service) => service,
         Err(Error::Model(fbgemm_encoder::Error::Fbgemm(e))) => return Exit::refused(&e),
         Err(e) => return refused(&e.to_string()),
@@ -127,21 +128,6 @@ async fn serve(arguments: &Serve) -> Exit {
     }
     fbgemm_serve::serve(listener, service, stop).await;
     Exit::Done
-}
-
-fn encoder(arguments: &Serve) -> EncoderOptions {
-    let mut options = EncoderOptions::new();
-    options = match arguments.scheme.0 {
-        Some(scheme) => options.scheme(scheme),
-        None => options.as_stored(),
-    };
-    if let Some(pooling) = arguments.pooling {
-        options = options.pooling(pooling);
-    }
-    if let Some(tokens) = arguments.max_tokens {
-        options = options.max_tokens(tokens);
-    }
-    options
 }
 
 fn options(arguments: &Serve) -> ServiceOptions {
