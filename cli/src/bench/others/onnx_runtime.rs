@@ -2,7 +2,6 @@
 
 use super::onnx;
 use crate::bench::contender::{Contender, Entry, Layer};
-use crate::stdio::complain;
 use ort::AsPointer;
 use ort::environment::Environment;
 use ort::session::Session;
