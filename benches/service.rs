@@ -1,9 +1,9 @@
-//! What a service sees: one call on two threads, requests on two threads, inputs per row and in other number types, the
-//! first call with and without `warm_up`.
+//! What a service sees: one call on two threads, requests on two threads, inputs per row and in other number types, one
+//! input for several layers, the first call with and without `warm_up`.
 //!
 //! `cargo bench --bench service`; `quick` after `--` for few repetitions, which checks results alone.
 
-use fbgemm::{Element, InputScheme, Int8Scheme, QuantizedLinear};
+use fbgemm::{Element, InputScheme, Int8Scheme, QuantizedInput, QuantizedLinear};
 use fbgemm_testkit::random::normal;
 use fbgemm_testkit::timing::{median, medians, time};
 use half::{bf16, f16};
@@ -71,6 +71,62 @@ fn per_row(repetitions: usize) {
             assert!(alone.iter().zip(&of_row).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} rows of {n}x{k}");
             let takes = b.as_secs_f64() / a.as_secs_f64();
             println!("{m:>5} {:>11} {:>14.1} {:>12.1} {takes:>7.2}x", format!("{n}x{k}"), micros(a), micros(b));
+        }
+    }
+}
+
+/// Query, key and value of an attention, which read one input: each layer by itself, one quantized input for all three, and
+/// one layer of them all, in turn.
+fn one_input(repetitions: usize) {
+    println!("\nThree layers that read one input, per channel and row (medians of {repetitions}, in turn)");
+    println!(
+        "{:>5} {:>11} {:>12} {:>20} {:>8} {:>16} {:>8}",
+        "rows", "out x in", "apart us", "quantized once us", "takes", "concatenated us", "takes"
+    );
+    for k in [384, 768, 1024] {
+        let of = |seed| QuantizedLinear::new(&normal(k * k, seed, 0.5), None, k, k, Int8Scheme::accurate()).unwrap();
+        let layers = [1, 2, 3].map(of);
+        let all = QuantizedLinear::concat(&layers.each_ref()).unwrap();
+        for m in [1, 8, 32, 128] {
+            let input = normal(m * k, 3, 0.5);
+            let mut outputs = vec![vec![0f32; m * k]; 6];
+            let (apart, shared) = outputs.split_at_mut(3);
+            let mut together = vec![0f32; 3 * m * k];
+            let [mut one, mut other] = [QuantizedInput::new(k), QuantizedInput::new(k)];
+            let quantize = |quantized: &mut QuantizedInput| {
+                quantized.clear(k);
+                quantized.extend(&input, Int8Scheme::accurate().inputs).unwrap();
+            };
+            let times = medians(
+                repetitions,
+                SAMPLE,
+                [
+                    &mut || {
+                        for (layer, output) in layers.iter().zip(&mut *apart) {
+                            layer.forward_into(&input, output).unwrap();
+                        }
+                    },
+                    &mut || {
+                        quantize(&mut one);
+                        for (layer, output) in layers.iter().zip(&mut *shared) {
+                            layer.forward_quantized(&one, output).unwrap();
+                        }
+                    },
+                    &mut || {
+                        quantize(&mut other);
+                        all.forward_quantized(&other, &mut together).unwrap();
+                    },
+                ],
+            );
+            assert_eq!(apart, shared);
+            assert!(together.chunks(k).enumerate().all(|(i, part)| *part == apart[i % 3][i / 3 * k..][..k]));
+            let [apart, shared, together] = times.map(micros);
+            println!(
+                "{m:>5} {:>11} {apart:>12.1} {shared:>20.1} {:>7.2}x {together:>16.1} {:>7.2}x",
+                format!("{k}x{k}"),
+                shared / apart,
+                together / apart
+            );
         }
     }
 }
@@ -174,6 +230,7 @@ fn main() {
     first_calls();
     split(if quick { 3 } else { 101 });
     per_row(if quick { 3 } else { 101 });
+    one_input(if quick { 3 } else { 101 });
     types(if quick { 3 } else { 101 });
     throughput(Duration::from_millis(if quick { 20 } else { 500 }));
 }

@@ -1,10 +1,11 @@
-"""Texts a second of all-MiniLM-L6-v2 elsewhere, on the tokens of `throughput.rs`, and each one's cosine to fp32.
+"""Texts a second of all-MiniLM-L6-v2 elsewhere, on the tokens of `fbgemm bench --encoder`, and each one's cosine to fp32.
 
     python3 peers.py export FOLDER WORK      needs torch, transformers, onnx: makes the fp32 model
     python3 peers.py quantize WORK           needs onnxruntime and torch: makes the int8 models
     python3 peers.py run WORK [NAME ...]     needs numpy and what a contender runs on
 
-Prints the same lines as `throughput.rs`: contender, threads, tokens, batch, wall and processor time of a call in ms.
+Prints lines that `fbgemm bench --encoder --peers FILE` reads: contender, threads, tokens, texts, wall and processor time of
+a call in milliseconds.
 """
 import pathlib
 import sys

@@ -3,6 +3,7 @@
 mod advice;
 mod blas;
 mod contender;
+mod encoder;
 mod fp32;
 mod limits;
 mod measure;
@@ -46,6 +47,12 @@ pub struct Bench {
     /// quantize
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// A whole encoder instead of layers: all-MiniLM-L6-v2, texts to vectors
+    #[arg(long, conflicts_with_all = ["preset", "shape", "model", "batch", "cold", "csv", "schemes", "contender"])]
+    encoder: bool,
+    /// With --encoder: what others printed of themselves on the same tokens (encoder/benches/peers.py); may be repeated
+    #[arg(long, value_name = "FILE", requires = "encoder")]
+    peers: Vec<PathBuf>,
     /// Batch sizes, that is rows of input
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,32",
         value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
@@ -71,7 +78,7 @@ pub struct Bench {
     /// Print one line for each case and contender, comma-separated
     #[arg(long)]
     csv: bool,
-    /// Draw speed-up, time and error into this folder, dlrm's tables and recurrent layers, as SVG
+    /// Draw speed-up, time and error into this folder, dlrm's tables, recurrent layers and the encoder, as SVG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
     /// This crate's other ways to quantize, too: in seven bits per channel and row, and in fp16
@@ -94,10 +101,12 @@ pub fn run(arguments: &Bench) -> io::Result<Exit> {
             exit
         }
     };
+    if arguments.encoder {
+        return of_encoder(arguments, isa).unwrap_or_else(|e| Ok(said(Exit::BadInput)(e)));
+    }
     let result = plan(arguments, isa).map_err(said(Exit::BadInput)).and_then(|plan| {
         let cases = plan.shapes.len() * plan.batches.len() * plan.threads.len();
-        let style = ProgressStyle::with_template("{msg:50} {bar:30} {pos}/{len}").expect("a fixed template");
-        let bar = ProgressBar::new(cases as u64).with_style(style);
+        let bar = progress(cases);
         let measured = measure::run(&plan, &bar);
         bar.finish_and_clear();
         let Measured { cases, limits, interrupted } = measured.map_err(said(Exit::CheckFailed))?;
@@ -120,7 +129,7 @@ pub fn run(arguments: &Bench) -> io::Result<Exit> {
                 recurrent.extend(measured.cases);
             }
         }
-        let run = Run { machine: machine(&plan), limits, cases, tables, recurrent };
+        let run = Run { machine: machine(plan.isa, plan.cold), limits, cases, tables, recurrent };
         let advice = arguments.model.is_some().then(|| advice(&plan, &run.cases)).flatten();
         let printed = if arguments.json {
             say!("{}", output::json(&run, advice.as_ref()))
@@ -137,6 +146,36 @@ pub fn run(arguments: &Bench) -> io::Result<Exit> {
         Ok(printed.map(|()| Exit::Done))
     });
     result.unwrap_or_else(Ok)
+}
+
+/// Measures the encoder, and prints what was found.
+fn of_encoder(arguments: &Bench, isa: fbgemm::Isa) -> Result<io::Result<Exit>, String> {
+    let threads: Vec<usize> = once_each(&arguments.threads).into_iter().map(|threads| threads as usize).collect();
+    make_folder(arguments)?;
+    let samples = arguments.repetitions.unwrap_or(if arguments.quick { 1 } else { 15 }) as usize;
+    let bar = progress(threads.len() * encoder::CASES);
+    let run = encoder::run(machine(isa, false), &threads, &arguments.peers, samples, arguments.quick, &bar);
+    bar.finish_and_clear();
+    let run = run?;
+    let printed = match arguments.json {
+        true => say!("{}", serde_json::to_value(&run).expect("numbers and texts")),
+        false => print(format_args!("{}", encoder::text(&run, arguments.quick))),
+    };
+    if let Some(folder) = &arguments.plot {
+        complain!("drawn: {}", plot::draw_encoder(&run, folder)?.display());
+    }
+    Ok(printed.map(|()| Exit::Done))
+}
+
+fn progress(cases: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:50} {bar:30} {pos}/{len}").expect("a fixed template");
+    ProgressBar::new(cases as u64).with_style(style)
+}
+
+/// Of the plots, at the start, so that nothing is measured in vain.
+fn make_folder(arguments: &Bench) -> Result<(), String> {
+    let Some(folder) = &arguments.plot else { return Ok(()) };
+    std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))
 }
 
 fn plan(arguments: &Bench, isa: fbgemm::Isa) -> Result<Plan, String> {
@@ -160,10 +199,7 @@ fn plan(arguments: &Bench, isa: fbgemm::Isa) -> Result<Plan, String> {
             return Err(format!("batch {batch} of {}x{} is too large", shape.out_features, shape.in_features));
         }
     }
-    if let Some(folder) = &arguments.plot {
-        // Now, so that nothing is measured in vain.
-        std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    }
+    make_folder(arguments)?;
     let libraries = blas::find()?;
     let all: Vec<String> =
         threads::with_crew(1, |crew| measure::entries(crew, &libraries).into_iter().map(|e| e.name).collect())?;
@@ -190,16 +226,16 @@ fn chosen(all: Vec<String>, wanted: &[String]) -> Result<Vec<String>, String> {
     Ok(all.filter(|name| wanted.is_empty() || name == OURS || wanted.iter().any(|part| fits(name, part))).collect())
 }
 
-fn machine(plan: &Plan) -> Machine {
+fn machine(isa: fbgemm::Isa, cold: bool) -> Machine {
     let provider = fbgemm::provider();
     Machine {
         cpu: info::cpu_name(),
-        isa: plan.isa.to_string(),
+        isa: isa.to_string(),
         fbgemm: provider.map_or_else(|| "none".to_string(), |p| format!("{} ({})", p.version, p.name)),
         version: env!("CARGO_PKG_VERSION").to_string(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         date: date(SystemTime::now()),
-        cold: plan.cold,
+        cold,
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Run {
 }
 
 /// The machine and the versions, as they stand in every output.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Machine {
     /// The CPU's own name.
     pub cpu: String,
@@ -152,6 +152,54 @@ impl RecurrentCase {
     pub fn speed_up(&self) -> Option<f64> {
         let fp32 = self.timings.iter().filter(|timing| !timing.quantized).map(|timing| timing.median);
         Some(fp32.min_by(f64::total_cmp)? / self.timings.first()?.median)
+    }
+}
+
+/// A whole encoder, beside others.
+#[derive(Debug, Clone, Serialize)]
+pub struct EncoderRun {
+    /// Where and with what it ran.
+    pub machine: Machine,
+    /// Every length and number of texts and threads.
+    pub cases: Vec<EncoderCase>,
+    /// Each peer's cosine to fp32: its name, the least and the mean.
+    pub cosines: Vec<(String, f64, f64)>,
+}
+
+/// Calls with so many texts, by all contenders.
+#[derive(Debug, Clone, Serialize)]
+pub struct EncoderCase {
+    /// Threads.
+    pub threads: usize,
+    /// Tokens of each text, or "mixed".
+    pub tokens: String,
+    /// Texts of a call.
+    pub texts: usize,
+    /// Ours first.
+    pub timings: Vec<EncoderTiming>,
+}
+
+/// A contender's result.
+#[derive(Debug, Clone, Serialize)]
+pub struct EncoderTiming {
+    /// Its name.
+    pub contender: String,
+    /// Seconds of a call, by the clock.
+    pub wall: f64,
+    /// Seconds of a call, of all threads' processor time.
+    pub processor: f64,
+}
+
+impl EncoderRun {
+    /// All that competed anywhere, in their order.
+    pub fn contenders(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for timing in self.cases.iter().flat_map(|case| &case.timings) {
+            if !names.contains(&timing.contender.as_str()) {
+                names.push(&timing.contender);
+            }
+        }
+        names
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{PROGRAM, fbgemm, folder, stderr, stdout};
 use fbgemm_testkit::random::normal;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -234,4 +235,28 @@ fn gru_has_whole_layers_by_all_contenders_and_their_results_agree() {
         assert_eq!(names[..4], ["fbgemm", "fbgemm as PyTorch", "fbgemm fp16", "gemm"]);
         assert!(timings.iter().all(|t| ["low", "median", "high"].iter().all(|key| positive(&t[key]))));
     }
+}
+
+#[test]
+fn encoder_stands_beside_what_peers_printed() {
+    let folder = folder("bench-encoder");
+    let peers = folder.join("peers.txt");
+    fs::write(&peers, "onnx-int8 cosine 0.88 0.92\nonnx-int8 1 64 8 wall_ms 1000 cpu_ms 1000\n").unwrap();
+    let quick = ["bench", "--encoder", "--quick", "--peers", peers.to_str().unwrap()];
+    let run = answer(&[&quick[..], &["--plot", folder.to_str().unwrap()]].concat());
+    let cases = run["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 12); // four lengths, three numbers of texts
+    assert!(cases.iter().all(|case| positive(&case["timings"][0]["processor"])));
+    let beside = cases.iter().find(|case| case["timings"].as_array().unwrap().len() == 2).unwrap();
+    assert_eq!(
+        (&beside["tokens"], &beside["texts"], &beside["timings"][1]["processor"]),
+        (&"64".into(), &8.into(), &1.0.into())
+    );
+    let svg = fs::read_to_string(folder.join("encoder.svg")).unwrap();
+    assert!(svg.contains("64 tokens, 1 thread") && svg.contains("onnx-int8"));
+
+    fs::write(&peers, "Loading the model ...\n").unwrap();
+    let refused = fbgemm(&quick);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("peers.txt, line 1: "), "{}", stderr(&refused));
 }

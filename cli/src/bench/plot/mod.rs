@@ -1,4 +1,4 @@
-//! Draws a run: speed-up, time and error, embedding tables and recurrent layers, each as SVG.
+//! Draws a run: speed-up, time and error, embedding tables, recurrent layers and the encoder, each as SVG.
 
 mod axes;
 mod labels;
@@ -9,8 +9,9 @@ mod svg;
 #[cfg(test)]
 mod tests;
 
-use super::result::{Case, Run};
-use pictures::{error, recurrent, speed_up, tables, time};
+use super::result::{Case, EncoderRun, Run};
+use marks::Drawing;
+use pictures::{encoder, error, recurrent, speed_up, tables, time};
 use std::path::{Path, PathBuf};
 use std::{fs, process};
 
@@ -33,15 +34,25 @@ pub fn draw(run: &Run, folder: &Path) -> Result<Vec<PathBuf>, String> {
     let mut files = Vec::new();
     for (name, drawing) in drawings {
         let Some(drawing) = drawing else { continue };
-        let file = folder.join(format!("{name}.svg"));
-        // Renamed when whole, so that nobody ever reads half a picture.
-        let part = folder.join(format!(".{name}.svg.{}", process::id()));
-        let written = fs::write(&part, drawing.svg()).and_then(|()| fs::rename(&part, &file));
-        if let Err(e) = written {
-            let _ = fs::remove_file(&part); // the first error is the one to tell
-            return Err(format!("{}: {e}", file.display()));
-        }
-        files.push(file);
+        files.push(write(&drawing, name, folder)?);
     }
     Ok(files)
+}
+
+/// Draws an encoder's run into `folder`, and returns the file.
+pub fn draw_encoder(run: &EncoderRun, folder: &Path) -> Result<PathBuf, String> {
+    fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    write(&encoder(run).ok_or("there is nothing to draw: no case was timed")?, "encoder", folder)
+}
+
+fn write(drawing: &Drawing, name: &str, folder: &Path) -> Result<PathBuf, String> {
+    let file = folder.join(format!("{name}.svg"));
+    // Renamed when whole, so that nobody ever reads half a picture.
+    let part = folder.join(format!(".{name}.svg.{}", process::id()));
+    let written = fs::write(&part, drawing.svg()).and_then(|()| fs::rename(&part, &file));
+    if let Err(e) = written {
+        let _ = fs::remove_file(&part); // the first error is the one to tell
+        return Err(format!("{}: {e}", file.display()));
+    }
+    Ok(file)
 }

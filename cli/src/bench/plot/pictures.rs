@@ -1,10 +1,13 @@
-//! The drawings: speed-up, time and error of layers, and time of embedding tables and of recurrent layers.
+//! The drawings: speed-up, time and error of layers, and time of embedding tables, of recurrent layers and of an
+//! encoder.
 
 use super::axes::{Scale, good, power, ratio, seconds};
 use super::labels::{Names, kind, layer_name, shortened, width};
 use super::marks::{Anchor, BAND, COLORS, DOT, Drawing, GRID, HEADING, INK, LABEL, MARGIN, SOFT, WIDTH, look, middle};
 use super::panels::{Conditions, Panel, Series, Value, Words, label_width};
-use crate::bench::result::{Case, RecurrentCase, RecurrentTiming, Run, TableCase, TableTiming, table_shape};
+use crate::bench::result::{
+    Case, EncoderCase, EncoderRun, RecurrentCase, RecurrentTiming, Run, TableCase, TableTiming, table_shape,
+};
 
 // More than these are not readable at a glance; what is left out is said.
 const MOST_PANELS: usize = 12;
@@ -301,6 +304,51 @@ pub fn recurrent(run: &Run) -> Option<Drawing> {
     let page = Drawing::page("Time for a step of a recurrent layer, by the size of its state", subtitle);
     let conditions = Conditions { machine: &run.machine, threads: vec![1], caches: "warm" };
     Some(page.panels(&conditions, &panels, Words { y: "time for a step", x: "hidden state", losing: None }))
+}
+
+/// Processor time for a text by the number of texts of a call: a panel for each length and number of threads.
+pub fn encoder(run: &EncoderRun) -> Option<Drawing> {
+    let names = run.contenders();
+    let value = |case: &EncoderCase, name: &str| {
+        let of_name = case.timings.iter().find(|timing| timing.contender == name && good(timing.processor))?;
+        let value = of_name.processor / case.texts as f64;
+        Some(Value { batch: case.texts, value, low: value, high: value })
+    };
+    let values = || run.cases.iter().flat_map(|case| names.iter().filter_map(move |name| value(case, name)));
+    let low = values().map(|value| value.low).reduce(f64::min)?;
+    let high = values().map(|value| value.high).fold(low, f64::max);
+    let kind = |case: &EncoderCase| (case.threads, case.tokens.clone());
+    let mut kinds: Vec<(usize, String)> = run.cases.iter().map(kind).collect();
+    kinds.dedup();
+    let most = label_width(kinds.len());
+    let panels: Vec<Panel> = kinds
+        .into_iter()
+        .map(|kind| {
+            let of_kind = || run.cases.iter().filter(|case| (case.threads, &case.tokens) == (kind.0, &kind.1));
+            let series = names.iter().enumerate().map(|(i, name)| {
+                let (main, points) = (i == 0, of_kind().filter_map(|case| value(case, name)).collect());
+                Series { label: shortened(name, LABEL, main, most), look: look(i), main, points }
+            });
+            let threads = if kind.0 == 1 { "1 thread".to_string() } else { format!("{} threads", kind.0) };
+            let heading = match &*kind.1 {
+                "mixed" => format!("8 to 128 tokens, {threads}"),
+                tokens => format!("{tokens} tokens, {threads}"),
+            };
+            let series = series.filter(|series: &Series| !series.points.is_empty()).collect();
+            Panel { heading, y: Scale::new(low, high, 10., &[1., 2., 5.], seconds), series }
+        })
+        .collect();
+    let subtitle = "Processor time of all threads, the least of several samples; lower is better. Others run as processes of their \
+                    own, on the same tokens. All panels have one scale.";
+    let page = Drawing::page("Time to embed a text with all-MiniLM-L6-v2, by the number of texts of a call", subtitle);
+    let mut threads: Vec<usize> = run.cases.iter().map(|case| case.threads).collect();
+    threads.dedup();
+    let conditions = Conditions { machine: &run.machine, threads, caches: "warm" };
+    Some(page.panels(
+        &conditions,
+        &panels,
+        Words { y: "processor time for a text", x: "texts of a call", losing: None },
+    ))
 }
 
 /// What tells a source's layers apart, small ones first: its name too, should two of a shape have been given.

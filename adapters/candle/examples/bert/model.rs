@@ -1,16 +1,9 @@
-//! all-MiniLM-L6-v2 as candle models are written, in fp32 and quantized: the cosine of its embedding to fp32's.
-//!
-//! `cargo run --release -p fbgemm-candle --example bert`; the first run fetches the model (84 MB).
+//! BERT as candle models are written, of whichever layers.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::{LayerNorm, Module, VarBuilder, layer_norm};
-use fbgemm::{CheckpointOptions, EmbeddingFormat, Int8Scheme, ModelFile, QuantizeOptions, quantize_checkpoint};
-use fbgemm_candle::{quantized_embedding, quantized_linear, var_builder};
-use fbgemm_testkit::compare::cosine;
-use fbgemm_testkit::minilm::{Files, TEXT};
-use fbgemm_testkit::timing::medians;
-use std::ops::ControlFlow;
-use std::time::Duration;
+use fbgemm::{EmbeddingFormat, Int8Scheme};
+use fbgemm_candle::{quantized_embedding, quantized_linear};
 
 const LAYERS: usize = 6;
 const HEADS: usize = 12;
@@ -20,7 +13,7 @@ const EPSILON: f64 = 1e-12;
 
 /// What the layers are made of.
 #[derive(Clone, Copy)]
-enum Kind {
+pub enum Kind {
     Float,
     Quantized,
 }
@@ -43,7 +36,7 @@ impl Kind {
     }
 }
 
-struct Bert {
+pub struct Bert {
     words: Layer,
     positions: Layer,
     kinds: Layer,
@@ -63,7 +56,7 @@ struct Block {
 }
 
 impl Bert {
-    fn load(kind: Kind, vb: VarBuilder) -> Result<Self> {
+    pub fn load(kind: Kind, vb: VarBuilder) -> Result<Self> {
         let of = vb.pp("embeddings");
         Ok(Self {
             words: kind.embedding(30522, WIDTH, of.pp("word_embeddings"))?,
@@ -77,7 +70,7 @@ impl Bert {
     }
 
     /// The sentence embedding of each text, all of one length: the mean over its tokens, of unit length.
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let places = Tensor::arange(0u32, ids.dim(1)? as u32, ids.device())?;
         let x = (self.words.forward(ids)? + self.kinds.forward(&ids.zeros_like()?)?)?;
         let mut x = self.norm.forward(&x.broadcast_add(&self.positions.forward(&places)?)?)?;
@@ -117,58 +110,4 @@ impl Block {
         let inner = self.up.forward(&x)?.gelu_erf()?;
         self.norm.forward(&(self.down.forward(&inner)? + x)?)
     }
-}
-
-fn main() -> Result<()> {
-    let files = Files::fetch(&mut |done, of| eprint!("\rfetching the model: {} %", done * 100 / of.max(1)))
-        .map_err(candle_core::Error::msg)?;
-    let bytes = std::fs::read(&files.checkpoint)?;
-    let reference = files.load(&bytes).map_err(candle_core::Error::msg)?;
-    let tokens = reference.tokens(TEXT);
-    let ids = Tensor::from_iter(tokens.iter().map(|&token| token as u32), &Device::Cpu)?.unsqueeze(0)?;
-    let vector = |model: &Bert| model.embed(&ids)?.flatten_all()?.to_vec1::<f32>();
-
-    let vb = VarBuilder::from_slice_safetensors(&bytes, DType::F32, &Device::Cpu)?;
-    let float = Bert::load(Kind::Float, vb.clone())?;
-    let quantized = Bert::load(Kind::Quantized, vb)?;
-
-    // The same code, on a file that was quantized before.
-    let stored = std::env::temp_dir().join(format!("fbgemm-candle-bert-{}.safetensors", std::process::id()));
-    let options = QuantizeOptions::new(Int8Scheme::accurate()).embeddings(EmbeddingFormat::Int8);
-    let checkpoint = ModelFile::open(&files.checkpoint).map_err(candle_core::Error::wrap)?;
-    let written = quantize_checkpoint(&checkpoint, &CheckpointOptions::from(options), Some(&stored), &mut |_, _| {
-        ControlFlow::Continue(())
-    });
-    let read = || -> fbgemm_candle::Result<Bert> {
-        written?;
-        Ok(Bert::load(Kind::Quantized, var_builder(ModelFile::open(&stored)?, DType::F32))?)
-    };
-    let from_file = read();
-    let _ = std::fs::remove_file(&stored);
-    let from_file = from_file?;
-
-    let exact = vector(&float)?;
-    let other = reference.embed(&tokens, &mut |_, _| {}).map_err(candle_core::Error::wrap)?;
-    println!("{} tokens; cosine to candle's fp32:", tokens.len());
-    println!("  {:.6}  fp32 without candle", cosine(&other, &exact));
-    let ours = vector(&quantized)?;
-    println!("  {:.6}  quantized while the checkpoint was read", cosine(&ours, &exact));
-    let stored = vector(&from_file)?;
-    println!(
-        "  {:.6}  from a file that was quantized before, {}",
-        cosine(&stored, &exact),
-        match stored == ours {
-            true => "the same bits",
-            false => "OTHER BITS",
-        }
-    );
-    let [candle, quantized] = medians(
-        21,
-        Duration::ZERO,
-        [&mut || drop(float.embed(&ids).unwrap()), &mut || drop(quantized.embed(&ids).unwrap())],
-    );
-    println!(
-        "{candle:.1?} a text in fp32 on all threads, {quantized:.1?} quantized on one (attention and norms alike)"
-    );
-    Ok(())
 }
