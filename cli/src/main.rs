@@ -90,7 +90,7 @@ enum Subcommands {
     ///
     /// Contenders are this crate; the crates gemm and matrixmultiply; MKL, OpenBLAS or BLIS where the machine has one
     /// (or FBGEMM_RS_BLAS names its library). All run in turn, on pinned threads.
-    Bench(bench::Bench),
+    Bench(Box<bench::Bench>),
 }
 
 /// How the command ended; the number is the exit code.

@@ -11,7 +11,7 @@ use fbgemm_encoder::{Encoder, EncoderOptions, Pooling, Tokens};
 use fbgemm_testkit::fetch;
 use indicatif::ProgressBar;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Tokens of each text; mixed ones have 8 to 128.
@@ -31,6 +31,7 @@ pub fn run(
     machine: Machine,
     threads: &[usize],
     peers: &[PathBuf],
+    onnx: Option<&Path>,
     samples: usize,
     quick: bool,
     bar: &ProgressBar,
@@ -40,6 +41,7 @@ pub fn run(
     let encoder = Encoder::open(folder, &options).map_err(|e| e.to_string())?;
     let mut run = EncoderRun { machine, cases: Vec::new(), cosines: Vec::new() };
     for &threads in threads {
+        let others = others(onnx, threads)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| e.to_string())?;
         for length in TOKENS {
             for texts in TEXTS {
@@ -51,7 +53,22 @@ pub fn run(
                 let sample = if quick { Duration::ZERO } else { SAMPLE };
                 let (wall, processor) = least(samples, sample, || drop(embed()));
                 let ours = EncoderTiming { contender: OURS.to_string(), wall, processor };
-                run.cases.push(EncoderCase { threads, tokens: length.to_string(), texts, timings: vec![ours] });
+                let mut timings = vec![ours];
+                for (contender, embed) in &others {
+                    let of_texts: Vec<&[u32]> = (0..texts).map(|text| tokens.ids(text)).collect();
+                    let mut sorted = of_texts.clone();
+                    sorted.sort_by_key(|text| text.len());
+                    // As peers do: padded all together, and mixed ones in eights of like length, too.
+                    let eights: Vec<_> = sorted.chunks(8).collect();
+                    let ways: &[Vec<&[&[u32]]>] = &[vec![&of_texts[..]], eights];
+                    for calls in if length == "mixed" && texts > 8 { ways } else { &ways[..1] } {
+                        let all = || calls.iter().try_for_each(|texts| embed(texts));
+                        all()?;
+                        let (wall, processor) = least(samples.min(6), sample, || drop(all()));
+                        better(&mut timings, EncoderTiming { contender: contender.to_string(), wall, processor });
+                    }
+                }
+                run.cases.push(EncoderCase { threads, tokens: length.to_string(), texts, timings });
                 bar.inc(1);
             }
         }
@@ -63,6 +80,37 @@ pub fn run(
         }
     }
     Ok(run)
+}
+
+type Embed = Box<dyn Fn(&[&[u32]]) -> Result<(), String>>;
+
+/// Those that run in this process.
+#[cfg(feature = "rten")]
+fn others(onnx: Option<&Path>, threads: usize) -> Result<Vec<(&'static str, Embed)>, String> {
+    let Some(folder) = onnx else { return Ok(Vec::new()) };
+    let of = |(name, file)| -> Result<(&'static str, Embed), String> {
+        let encoder = super::others::rten_encoder::Encoder::load(&folder.join(file), threads)?;
+        Ok((name, Box::new(move |texts: &[&[u32]]| encoder.run(texts))))
+    };
+    [("rten-fp32", "fp32.onnx"), ("rten-int8", "int8.onnx")].into_iter().map(of).collect()
+}
+
+/// As above: none without the feature `rten`.
+#[cfg(not(feature = "rten"))]
+fn others(onnx: Option<&Path>, _: usize) -> Result<Vec<(&'static str, Embed)>, String> {
+    match onnx {
+        Some(_) => Err("--onnx needs the command built with the feature `rten`".to_string()),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Adds a contender's time, or keeps its better one.
+fn better(timings: &mut Vec<EncoderTiming>, new: EncoderTiming) {
+    match timings.iter_mut().find(|timing| timing.contender == new.contender) {
+        Some(old) if old.processor > new.processor => *old = new,
+        Some(_) => {}
+        None => timings.push(new),
+    }
 }
 
 /// The same as in `peers.py`: texts of so many tokens, or of 8 to 128.
@@ -121,11 +169,7 @@ fn add(run: &mut EncoderRun, line: &str) -> Result<(), String> {
             let of_this =
                 |case: &&mut EncoderCase| (case.threads, &*case.tokens, case.texts) == (threads, tokens, texts);
             let Some(case) = run.cases.iter_mut().find(of_this) else { return Ok(()) };
-            match case.timings.iter_mut().find(|timing| timing.contender == name) {
-                Some(old) if old.processor > new.processor => *old = new,
-                Some(_) => {}
-                None => case.timings.push(new),
-            }
+            better(&mut case.timings, new);
         }
         _ => return Err(format!("{line:?} is neither a time nor a cosine")),
     }

@@ -53,6 +53,9 @@ pub struct Bench {
     /// With --encoder: what others printed of themselves on the same tokens (encoder/benches/peers.py); may be repeated
     #[arg(long, value_name = "FILE", requires = "encoder")]
     peers: Vec<PathBuf>,
+    /// With --encoder: the folder of the ONNX files that peers.py made, for RTen (needs the feature `rten`)
+    #[arg(long, value_name = "DIR", requires = "encoder")]
+    onnx: Option<PathBuf>,
     /// Batch sizes, that is rows of input
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,32",
         value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
@@ -154,7 +157,8 @@ fn of_encoder(arguments: &Bench, isa: fbgemm::Isa) -> Result<io::Result<Exit>, S
     make_folder(arguments)?;
     let samples = arguments.repetitions.unwrap_or(if arguments.quick { 1 } else { 15 }) as usize;
     let bar = progress(threads.len() * encoder::CASES);
-    let run = encoder::run(machine(isa, false), &threads, &arguments.peers, samples, arguments.quick, &bar);
+    let (peers, onnx) = (&arguments.peers, arguments.onnx.as_deref());
+    let run = encoder::run(machine(isa, false), &threads, peers, onnx, samples, arguments.quick, &bar);
     bar.finish_and_clear();
     let run = run?;
     let printed = match arguments.json {

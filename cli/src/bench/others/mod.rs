@@ -6,6 +6,8 @@ mod onnx;
 mod onnx_runtime;
 #[cfg(feature = "rten")]
 mod rten;
+#[cfg(feature = "rten")]
+pub mod rten_encoder;
 
 use super::contender::Entry;
 
