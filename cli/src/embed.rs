@@ -33,6 +33,9 @@ pub struct Embed {
     /// Cut texts behind so many tokens, whatever the folder says
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// Of the folder's prompts the one to put before each text, instead of its default one; '' for none
+    #[arg(long, value_name = "NAME")]
+    prompt: Option<String>,
     /// How many threads share the work
     #[arg(long, value_name = "N", default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     threads: usize,
@@ -150,6 +153,9 @@ fn open(arguments: &Embed) -> Result<Encoder, Stop> {
     let mut options = encoder_options(&arguments.scheme, arguments.pooling, arguments.max_tokens);
     if let Some(normalize) = arguments.normalize {
         options = options.normalize(normalize);
+    }
+    if let Some(name) = &arguments.prompt {
+        options = options.prompt(name);
     }
     Ok(Encoder::open(&arguments.model, &options)?)
 }

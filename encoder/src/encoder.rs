@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::head::{Head, Modules, Pooling, Step};
+use crate::prompts::Prompts;
 use crate::text::{TextTokenizer, Truncation};
 use crate::tokens::Tokens;
 use crate::transformer::{Scratch, Transformer};
@@ -27,6 +28,7 @@ pub struct EncoderOptions {
     pooling: Option<Pooling>,
     normalize: Option<bool>,
     max_tokens: Option<usize>,
+    prompt: Option<String>,
 }
 
 impl Default for EncoderOptions {
@@ -38,7 +40,8 @@ impl Default for EncoderOptions {
 impl EncoderOptions {
     /// Linear layers in int8, [`Int8Scheme::accurate`]; all else as the folder says.
     pub fn new() -> Self {
-        Self { scheme: Some(Int8Scheme::accurate().into()), pooling: None, normalize: None, max_tokens: None }
+        let scheme = Some(Int8Scheme::accurate().into());
+        Self { scheme, pooling: None, normalize: None, max_tokens: None, prompt: None }
     }
 
     /// How to quantize the linear layers that the file has in floats; those that it has quantized stay as they are.
@@ -65,6 +68,12 @@ impl EncoderOptions {
     /// as the model has positions.
     pub fn max_tokens(self, max_tokens: usize) -> Self {
         Self { max_tokens: Some(max_tokens), ..self }
+    }
+
+    /// The prompt of this name, of those that sentence-transformers' configuration has, before every text, instead of its
+    /// default one. An empty name: none.
+    pub fn prompt(self, name: &str) -> Self {
+        Self { prompt: Some(name.to_string()), ..self }
     }
 }
 
@@ -94,6 +103,7 @@ pub struct Encoder {
     transformer: Transformer,
     head: Head,
     tokenizer: TextTokenizer,
+    prompts: Prompts,
 }
 
 impl Encoder {
@@ -111,6 +121,8 @@ impl Encoder {
             None => folder.clone(),
         };
         let config = Config::read(&transformer.join("config.json"))?;
+        let pools_prompts = modules.as_ref().is_none_or(|modules| modules.pools_prompts);
+        let prompts = Prompts::read(&folder, options.prompt.as_deref(), pools_prompts)?;
         let tokenizer = TextTokenizer::read(&folder, &transformer, options.max_tokens, config.longest())?;
         let file = ModelFile::open(&transformer)?;
         let weights = Weights::new(&file, options.scheme)?;
@@ -127,7 +139,7 @@ impl Encoder {
             head.steps.extend(normalize.then_some(Step::Normalize));
         }
         let transformer = Transformer::load(&weights, &config)?;
-        Ok(Self { transformer, head, tokenizer })
+        Ok(Self { transformer, head, tokenizer, prompts })
     }
 
     /// The length of a vector: the model's width, its dense head's outputs, or as many as it has labels.
@@ -148,6 +160,17 @@ impl Encoder {
     /// The most tokens that a text is cut to.
     pub fn max_tokens(&self) -> usize {
         self.tokenizer.longest()
+    }
+
+    /// What stands before every text: of sentence-transformers' configuration the default prompt, or the
+    /// [one asked for](EncoderOptions::prompt). Nothing before pairs.
+    pub fn prompt(&self) -> &str {
+        self.prompts.chosen()
+    }
+
+    /// The prompts of sentence-transformers' configuration: names and texts.
+    pub fn prompts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.prompts.all()
     }
 
     /// What the weights take in memory, in bytes.
@@ -194,7 +217,26 @@ impl Encoder {
     /// # Errors
     /// [`Error::Tokenizer`]; [`Error::WrongTokens`] for [`Truncation::Refuse`].
     pub fn tokenize_with<T: AsRef<str> + Sync>(&self, texts: &[T], truncation: Truncation) -> Result<Tokens> {
-        let texts: Vec<_> = texts.iter().map(|text| self.tokenizer.prepare(text.as_ref())).collect();
+        self.tokenize_prompted(self.prompt(), texts, truncation)
+    }
+
+    /// [`tokenize_with`](Self::tokenize_with) with this prompt before each text, whatever the encoder's own.
+    ///
+    /// # Errors
+    /// As [`tokenize_with`](Self::tokenize_with); [`Error::Unsupported`] for a prompt where the folder says that a prompt's
+    /// tokens don't count in the pooling.
+    pub fn tokenize_prompted<T: AsRef<str> + Sync>(
+        &self,
+        prompt: &str,
+        texts: &[T],
+        truncation: Truncation,
+    ) -> Result<Tokens> {
+        self.prompts.check(prompt)?;
+        let prepare = |text| match prompt {
+            "" => self.tokenizer.prepare(text),
+            _ => self.tokenizer.prepare(&format!("{prompt}{text}")).into_owned().into(),
+        };
+        let texts: Vec<std::borrow::Cow<str>> = texts.iter().map(|text| prepare(text.as_ref())).collect();
         self.tokenizer.tokens(&texts, truncation, |text| text.as_ref().into())
     }
 

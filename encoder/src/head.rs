@@ -105,6 +105,8 @@ impl Head {
 pub(crate) struct Modules {
     pub(crate) transformer: String,
     pub(crate) pooling: Pooling,
+    /// Whether the tokens of a prompt count in the pooling.
+    pub(crate) pools_prompts: bool,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -117,7 +119,8 @@ impl Modules {
         }
         let json = read_json(&path)?;
         let invalid = |message: &str| Error::InvalidFile { path: path.clone(), message: message.to_string() };
-        let mut modules = Self { transformer: String::new(), pooling: Pooling::Mean, steps: Vec::new() };
+        let (pooling, steps) = (Pooling::Mean, Vec::new());
+        let mut modules = Self { transformer: String::new(), pooling, pools_prompts: true, steps };
         for (i, module) in json.as_array().ok_or_else(|| invalid("expected a list"))?.iter().enumerate() {
             let (Some(kind), Some(place)) = (module["type"].as_str(), module["path"].as_str()) else {
                 return Err(invalid("expected each module's type and path"));
@@ -127,7 +130,12 @@ impl Modules {
             }
             match (i, kind.rsplit('.').next().unwrap_or(kind)) {
                 (0, "Transformer") => modules.transformer = place.to_string(),
-                (1, "Pooling") => modules.pooling = pooling(&folder.join(place).join("config.json"))?,
+                (1, "Pooling") => {
+                    let path = folder.join(place).join("config.json");
+                    let json = read_json(&path)?;
+                    modules.pooling = self::pooling(&json)?;
+                    modules.pools_prompts = json["include_prompt"] != Value::Bool(false);
+                }
                 (2.., "Dense") => modules.steps.extend(dense(&folder.join(place))?),
                 (2.., "Normalize") => modules.steps.push(Step::Normalize),
                 _ => {
@@ -141,8 +149,7 @@ impl Modules {
 }
 
 /// Older versions have a switch for each kind, newer ones a word.
-fn pooling(path: &Path) -> Result<Pooling> {
-    let json = read_json(path)?;
+fn pooling(json: &Value) -> Result<Pooling> {
     let mut words: Vec<String> = match &json["pooling_mode"] {
         Value::String(word) => vec![word.clone()],
         Value::Array(words) => words.iter().map(|word| word.as_str().unwrap_or_default().to_string()).collect(),

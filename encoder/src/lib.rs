@@ -38,6 +38,7 @@ mod encoder;
 mod error;
 mod head;
 pub mod kernels;
+mod prompts;
 mod rows;
 mod simd;
 mod text;

@@ -169,6 +169,42 @@ fn replace(from: &'static str, to: &'static str) -> impl FnOnce(&mut Vec<u8>) {
 }
 
 #[test]
+fn prompts_stand_before_texts_as_in_sentence_transformers() {
+    let from = golden("bert-dense");
+    let made: serde_json::Value = serde_json::from_slice(&std::fs::read(from.join("prompts.json")).unwrap()).unwrap();
+    let config = "config_sentence_transformers.json";
+    let (_kept, path) = changed(config, |bytes| *bytes = made["config"].to_string().into_bytes());
+    let open = |options: EncoderOptions| Encoder::open(&path, &options.as_stored());
+    for case in made["cases"].as_array().unwrap() {
+        let name = case["prompt_name"].as_str();
+        let options = name.map_or(EncoderOptions::new(), |name| EncoderOptions::new().prompt(name));
+        let encoder = open(options).unwrap();
+        assert_eq!(encoder.prompt(), if name == Some("document") { "" } else { "the brown fox: " });
+        let text = case["text"].as_str().unwrap();
+        let vector = encoder.embed(&[text]).unwrap();
+        let numbers = case["vector"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap());
+        let off = vector.iter().zip(numbers).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        assert!(off < 1e-5, "{name:?} {text:?}: {off}");
+    }
+    // None, although there is a default; and one by name beside it.
+    let encoder = open(EncoderOptions::new().prompt("")).unwrap();
+    let plain = Encoder::open(&from, &EncoderOptions::new().as_stored()).unwrap();
+    assert_eq!(encoder.embed(&["a fox"]).unwrap(), plain.embed(&["a fox"]).unwrap());
+    assert_eq!(encoder.prompts().collect::<Vec<_>>(), [("document", ""), ("query", "the brown fox: ")]);
+    let error = open(EncoderOptions::new().prompt("passage")).map(drop).unwrap_err().chain();
+    assert!(error.contains("`passage`") && error.contains("document, query"), "{error}");
+    // Where the prompt's tokens are not to be pooled, it is refused: silently they would be.
+    let pooling = path.join("1_Pooling/config.json");
+    let json = std::fs::read_to_string(&pooling).unwrap();
+    assert!(json.contains("\"include_prompt\": true"), "{json}");
+    std::fs::write(&pooling, json.replace("\"include_prompt\": true", "\"include_prompt\": false")).unwrap();
+    let error = open(EncoderOptions::new()).map(drop).unwrap_err().chain();
+    assert!(error.contains("include_prompt: false"), "{error}");
+    let encoder = open(EncoderOptions::new().prompt("document")).unwrap();
+    assert!(encoder.tokenize_prompted("some: ", &["a"], Truncation::Right).is_err());
+}
+
+#[test]
 fn what_is_wrong_with_a_folder_is_an_error_that_names_it() {
     let none: fn(&mut Vec<u8>) = |bytes| bytes.clear();
     let word = |file: &'static str, from, to, said: &'static str| (file, changed(file, replace(from, to)), said);

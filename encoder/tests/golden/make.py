@@ -166,6 +166,21 @@ def with_dense():
     save(path, entries)
 
 
+def prompted():
+    """bert-dense with prompts and one of them the default: what `encode` gives by default and by name."""
+    from sentence_transformers import SentenceTransformer
+    path = HERE / "bert-dense"
+    prompts = {"query": "the brown fox: ", "document": ""}
+    model = SentenceTransformer(str(path), device="cpu", prompts=prompts, default_prompt_name="query").eval()
+    cases = []
+    for name in [None, "query", "document"]:
+        for text in TEXTS:
+            vector = model.encode([text], prompt_name=name)[0]
+            cases.append({"text": text, "prompt_name": name, "vector": numbers(torch.tensor(vector))})
+    config = {"prompts": prompts, "default_prompt_name": "query"}
+    (path / "prompts.json").write_text(json.dumps({"config": config, "cases": cases}, ensure_ascii=False) + "\n")
+
+
 def classified(name, config, model, tokenizer, labels):
     torch.manual_seed(len(name))
     path, length = folder(name), 48
@@ -220,6 +235,7 @@ if __name__ == "__main__":
     bytes_, grams = byte_pairs(), unigram()
     pooled("bert", configs(pieces)["bert"](), BertModel, pieces, "mean")
     with_dense()
+    prompted()
     pooled("bert-tanh", configs(pieces)["bert"](hidden_act="gelu_new"), BertModel, pieces, "cls")
     pooled("roberta", configs(bytes_)["roberta"](), RobertaModel, bytes_, "cls")
     pooled("xlm-roberta", configs(grams)["xlm-roberta"](), XLMRobertaModel, grams, "mean")
