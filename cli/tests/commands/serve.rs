@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub fn model(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../encoder/tests/golden").join(name).display().to_string()
@@ -29,8 +29,19 @@ impl Served {
         command.env("FBGEMM_TOKEN", "a-secret").stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        log.read_line(&mut line).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut line = String::new();
+            log.read_line(&mut line).unwrap();
+            (log, line)
+        });
+        let start = Instant::now();
+        while !reader.is_finished() && start.elapsed() < Duration::from_secs(120) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if !reader.is_finished() {
+            let _ = child.kill(); // which ends the line
+        }
+        let (log, line) = reader.join().unwrap();
         let started: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
         assert_eq!((&started["message"], &started["token"]), (&json!("listening"), &json!(true)), "{line}");
         Self { child, log, url: started["url"].as_str().unwrap().to_string() }
