@@ -178,7 +178,7 @@ impl Destination {
 /// What all files of one writing have in common in their names, and this file's ending, if DataFusion named it: 16
 /// letters and digits for the writing, and `_` and a number for the file where there are several.
 fn written(location: &StorePath) -> Option<(String, String)> {
-    let (stem, kind) = location.filename()?.rsplit_once('.')?;
+    let (stem, kind) = location.filename()?.split_once('.')?;
     let (writing, number) = stem.split_once('_').unwrap_or((stem, "0"));
     let ours = writing.len() == 16
         && writing.bytes().all(|b| b.is_ascii_alphanumeric())
