@@ -63,7 +63,7 @@ enum Subcommands {
     Embed(Box<embed::Embed>),
     /// Serve a BERT-class model over HTTP, as text-embeddings-inference and OpenAI answer
     ///
-    /// POST /embed, /rerank, /v1/embeddings; GET /health, /info, /metrics; a page to try it at /. SIGTERM and SIGINT let
+    /// POST /embed, /rerank, /predict, /v1/embeddings; GET /health, /info, /metrics; a page to try it at /. SIGTERM and SIGINT let
     /// requests that are under way finish.
     Serve(Box<serve::Serve>),
     /// Show what is in a quantized model or checkpoint, and that it can be loaded

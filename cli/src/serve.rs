@@ -9,13 +9,17 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// What to serve, where, and with which limits.
 #[derive(clap::Args)]
 pub struct Serve {
     /// The model's folder, as for `fbgemm embed`
     model: PathBuf,
-    /// The port (0: one that is free, which the log tells)
+    /// The port (0: one that is free, which the log's first line tells)
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// The address to listen on; 0.0.0.0 is every one of this machine
@@ -60,7 +64,7 @@ pub struct Serve {
     /// How many seconds a client may take to send a request's head, its body, or to read some of the answer
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     client_timeout: u64,
-    /// What to log, to standard error; `info` has a line a request
+    /// What to log, to standard error; `info` has a line a request. Where it listens is told whatever the level
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = ["error", "warn", "info", "debug"])]
     log: String,
     /// How to write the log
@@ -118,6 +122,7 @@ async fn serve(arguments: &Serve) -> Exit {
     };
     match listener.local_addr() {
         Ok(address) => tracing::info!(
+            target: LISTENING,
             url = format!("http://{address}"),
             model = service.name(),
             threads = arguments.threads,
@@ -146,11 +151,16 @@ fn options(arguments: &Serve) -> ServiceOptions {
     options
 }
 
+/// The line that says where: whoever starts the service needs it, at any level.
+const LISTENING: &str = "fbgemm::listening";
+
 fn start_log(arguments: &Serve) {
-    let level: tracing::Level = arguments.log.parse().expect("one of the possible values");
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
-    match arguments.log_format.as_str() {
-        "json" => log.json().flatten_event(true).init(),
-        _ => log.init(),
-    }
+    let level: Level = arguments.log.parse().expect("one of the possible values");
+    let shown = Targets::new().with_default(level).with_target(LISTENING, Level::INFO);
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let log = match arguments.log_format.as_str() {
+        "json" => log.json().flatten_event(true).boxed(),
+        _ => log.boxed(),
+    };
+    tracing_subscriber::registry().with(log.with_filter(shown)).init();
 }

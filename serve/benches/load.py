@@ -6,6 +6,7 @@ FBGEMM is the release build of the command; PYTHON has fastapi, uvicorn, uvloop,
 onnxruntime; `encoder/benches/peers.py` makes the ONNX model. `wrk` takes some of the same processors. Every request is
 one text of 8 to 128 tokens (of BERT's English vocabulary; 68 on average). Errors are answers of 400 and above, and
 requests that got none. Memory is the mean of what the process holds in the first and in the last quarter of the time.
+Standard error tells how much of the processors' time others took meanwhile: more than 2 % is a row to measure again.
 """
 import argparse
 import os
@@ -29,6 +30,19 @@ def free_port():
 def resident_mb(process):
     pages = int(pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def busy():
+    """Seconds of processor time, of all processes and of this one's ended children (`wrk`)."""
+    tick = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, irq, softirq = map(int, pathlib.Path("/proc/stat").read_text().split()[1:8])
+    children = os.times()
+    return (user + nice + system + irq + softirq) / tick, children.children_user + children.children_system
+
+
+def taken(process):
+    fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def mean(values):
@@ -70,7 +84,12 @@ def measure(name, command, port, arguments):
                     memory.append(resident_mb(process))
             watcher = threading.Thread(target=watch)
             watcher.start()
+            (all_before, wrk_before), own_before = busy(), taken(process)
             rate, p50, p99, errors = load(url, connections, arguments.seconds)
+            (all_after, wrk_after), own_after = busy(), taken(process)
+            others = (all_after - all_before) - (wrk_after - wrk_before) - (own_after - own_before)
+            share = 100 * others / (arguments.seconds * os.cpu_count())
+            print(f"{name}, {connections}: others took {share:.0f} % of the processors", file=sys.stderr)
             over.set()
             watcher.join()
             quarter = len(memory) // 4

@@ -11,13 +11,6 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] fbgemm_encoder::Error),
 
-    /// The model classifies.
-    #[error("the model has {labels} labels, expected an embedding model, or a reranker, which has one")]
-    Classifier {
-        /// How many labels it has.
-        labels: usize,
-    },
-
     /// The folder's prompts can't be read.
     #[error("{}: {message}", path.display())]
     Prompts {

@@ -1,7 +1,7 @@
 //! The router: who may ask, how a body is read, and what is counted and logged of each request.
 
 use crate::metrics;
-use crate::model::Figures;
+use crate::model::{Figures, Purpose};
 use crate::openai;
 use crate::refusal::{Kind, Protocol, Refusal};
 use crate::service::Service;
@@ -32,12 +32,17 @@ pub(crate) fn router(service: Service) -> Router {
         };
     }
     // As in text-embeddings-inference, the root does what the model is for.
-    let root = if service.model().is_reranker() { endpoint!(Tei, tei::rerank) } else { endpoint!(Tei, tei::embed) };
+    let root = match service.model().purpose() {
+        Purpose::Embed => endpoint!(Tei, tei::embed),
+        Purpose::Rerank => endpoint!(Tei, tei::rerank),
+        Purpose::Classify => endpoint!(Tei, tei::predict),
+    };
     let json = |text: String| ([(header::CONTENT_TYPE, "application/json")], text);
     let guarded = Router::new()
         .route("/", root)
         .route("/embed", endpoint!(Tei, tei::embed))
         .route("/rerank", endpoint!(Tei, tei::rerank))
+        .route("/predict", endpoint!(Tei, tei::predict))
         .route("/similarity", endpoint!(Tei, tei::similarity))
         .route("/v1/embeddings", endpoint!(OpenAi, openai::embeddings))
         .route("/embeddings", endpoint!(OpenAi, openai::embeddings))

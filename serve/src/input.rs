@@ -1,4 +1,4 @@
-//! What can stand for texts in a request: a text, its tokens, or a list of them.
+//! What can stand for texts in a request: a text, its tokens, or a list of them; for a classifier, texts and pairs.
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
@@ -112,6 +112,86 @@ impl<'de> Deserialize<'de> for Element {
     }
 }
 
+/// What a classifier reads: a text, or a pair of texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Passage {
+    One(String),
+    Pair(String, String),
+}
+
+impl Passage {
+    pub(crate) fn characters(&self) -> usize {
+        match self {
+            Self::One(text) => text.chars().count(),
+            Self::Pair(first, second) => first.chars().count() + second.chars().count(),
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::One(text) => text.len(),
+            Self::Pair(first, second) => first.len() + second.len(),
+        }
+    }
+
+    fn of(mut texts: Vec<String>) -> Option<Self> {
+        match (texts.pop(), texts.pop(), texts.is_empty()) {
+            (Some(text), None, true) => Some(Self::One(text)),
+            (Some(second), Some(first), true) => Some(Self::Pair(first, second)),
+            _ => None,
+        }
+    }
+}
+
+/// One, or many.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Passages {
+    One(Passage),
+    Many(Vec<Passage>),
+}
+
+const PASSAGES: &str = "a string, a pair of strings, or a list of lists of one or two strings";
+
+impl<'de> Deserialize<'de> for Passages {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a string, or a list of one or two strings")]
+        enum Part {
+            Text(String),
+            Texts(Vec<String>),
+        }
+        struct Of;
+        impl<'de> Visitor<'de> for Of {
+            type Value = Passages;
+
+            fn expecting(&self, f: &mut Formatter) -> FmtResult {
+                f.write_str(PASSAGES)
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Passages, E> {
+                Ok(Passages::One(Passage::One(text.to_string())))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Passages, A::Error> {
+                let wrong = || A::Error::custom(format_args!("expected {PASSAGES}"));
+                let (mut texts, mut passages) = (Vec::new(), Vec::new());
+                while let Some(part) = list.next_element()? {
+                    match part {
+                        Part::Text(text) => texts.push(text),
+                        Part::Texts(texts) => passages.push(Passage::of(texts).ok_or_else(wrong)?),
+                    }
+                }
+                match (texts.is_empty(), passages.is_empty()) {
+                    (true, _) => Ok(Passages::Many(passages)),
+                    (false, true) => Passage::of(texts).map(Passages::One).ok_or_else(wrong),
+                    (false, false) => Err(wrong()),
+                }
+            }
+        }
+        deserializer.deserialize_any(Of)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,5 +221,23 @@ mod tests {
             let error = read(json).unwrap_err();
             assert!(error.contains(said), "{json}: {error}");
         }
+    }
+
+    #[test]
+    fn texts_and_pairs_are_told_apart() {
+        let read = |json: &str| serde_json::from_str::<Passages>(json).map_err(|e| e.to_string());
+        let one = |text: &str| Passage::One(text.to_string());
+        let pair = |first: &str, second: &str| Passage::Pair(first.to_string(), second.to_string());
+        assert_eq!(read(r#""a\n""#), Ok(Passages::One(one("a\n"))));
+        assert_eq!(read(r#"["a"]"#), Ok(Passages::One(one("a"))));
+        assert_eq!(read(r#"["a", "b"]"#), Ok(Passages::One(pair("a", "b"))));
+        assert_eq!(read(r#"[["a"], ["b", "c"]]"#), Ok(Passages::Many(vec![one("a"), pair("b", "c")])));
+        assert_eq!(read("[]"), Ok(Passages::Many(vec![])));
+        for json in ["1", "null", r#"["a", "b", "c"]"#, "[[]]", r#"[["a", "b", "c"]]"#, r#"["a", ["b"]]"#] {
+            let error = read(json).unwrap_err();
+            assert!(error.contains("a string, a pair of strings, or a list of lists"), "{json}: {error}");
+        }
+        let error = read("[1]").unwrap_err();
+        assert!(error.contains("a string, or a list of one or two strings"), "{error}");
     }
 }

@@ -12,14 +12,14 @@
 //! # Ok::<(), fbgemm_serve::Error>(())
 //! ```
 //!
-//! | endpoint                               | answers as                                     |
-//! |----------------------------------------|------------------------------------------------|
-//! | `POST /embed`, `/rerank`, `/similarity` | text-embeddings-inference                      |
-//! | `POST /v1/embeddings`, `GET /v1/models` | OpenAI                                         |
-//! | `GET /health`, `/info`                 | text-embeddings-inference                      |
-//! | `GET /metrics`                         | Prometheus (OpenMetrics 1.0)                   |
-//! | `GET /`                                | a page to try the model on, with live figures  |
-//! | `POST /`                               | `/embed`, or `/rerank` if the model is one     |
+//! | endpoint                                            | answers as                                       |
+//! |-----------------------------------------------------|--------------------------------------------------|
+//! | `POST /embed`, `/rerank`, `/predict`, `/similarity` | text-embeddings-inference                        |
+//! | `POST /v1/embeddings`, `GET /v1/models`             | OpenAI                                           |
+//! | `GET /health`, `/info`                              | text-embeddings-inference                        |
+//! | `GET /metrics`                                      | Prometheus (OpenMetrics 1.0)                     |
+//! | `GET /`                                             | a page to try the model on, with live figures    |
+//! | `POST /`                                            | `/embed`, `/rerank` or `/predict`, as the model is |
 //!
 //! # The same vector for every client
 //! Texts of all requests are gathered into batches without padding; a text's vector is the same, bit for bit, alone and

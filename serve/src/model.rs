@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::gather::{Answer, Gatherer};
-use crate::input::Input;
+use crate::input::{Input, Passage};
 use crate::metrics::Metrics;
 use crate::options::ServiceOptions;
 use crate::refusal::{Kind, Refusal};
@@ -32,6 +32,27 @@ pub(crate) struct Reading {
     pub prompt: Option<String>,
 }
 
+/// What a model is for, by the labels that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Embed,
+    /// One label: the score of a pair.
+    Rerank,
+    Classify,
+}
+
+impl Purpose {
+    /// What to say to who asked for another.
+    pub(crate) fn refuse(self, asked: &str) -> Refusal {
+        let is = match self {
+            Self::Embed => "an embedding model",
+            Self::Rerank => "a reranker",
+            Self::Classify => "a classifier",
+        };
+        Refusal::new(Kind::Model, format!("the model is {is}, not {asked}"))
+    }
+}
+
 /// The model, with the threads that run it.
 #[derive(Debug)]
 pub(crate) struct Model {
@@ -50,9 +71,6 @@ impl Model {
         options: &ServiceOptions,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        if let Some(labels) = encoder.labels().map(<[String]>::len).filter(|labels| *labels != 1) {
-            return Err(Error::Classifier { labels });
-        }
         let encoder = Arc::new(encoder);
         let gatherer =
             Gatherer::start(encoder.clone(), options.gathering(), metrics.clone()).map_err(Error::Threads)?;
@@ -60,8 +78,13 @@ impl Model {
         Ok(Self { encoder, prompts, gatherer, metrics, tokenizing })
     }
 
-    pub(crate) fn is_reranker(&self) -> bool {
-        self.encoder.labels().is_some()
+    /// What it is for.
+    pub(crate) fn purpose(&self) -> Purpose {
+        match self.encoder.labels() {
+            None => Purpose::Embed,
+            Some([_]) => Purpose::Rerank,
+            Some(_) => Purpose::Classify,
+        }
     }
 
     pub(crate) fn alive(&self) -> (usize, usize) {
@@ -70,8 +93,8 @@ impl Model {
 
     /// A vector for each text, not normalized.
     pub(crate) async fn embed(&self, inputs: Vec<Input>, reading: Reading) -> Result<(Vec<f32>, Figures), Refusal> {
-        if self.is_reranker() {
-            return Err(Refusal::new(Kind::Model, "the model is a reranker, not an embedding model"));
+        if self.purpose() != Purpose::Embed {
+            return Err(self.purpose().refuse("an embedding model"));
         }
         let characters = inputs.iter().map(Input::characters).sum();
         let bytes = inputs.iter().map(Input::bytes).sum();
@@ -79,28 +102,30 @@ impl Model {
         self.run(characters, bytes, move || read(&encoder, &inputs, &reading)).await
     }
 
-    /// The logit of each text for the query.
-    pub(crate) async fn rank(
+    /// A logit for each label of each passage, one passage behind the other.
+    pub(crate) async fn classify(
         &self,
-        query: String,
-        texts: Arc<[String]>,
+        passages: Vec<Passage>,
         truncation: Truncation,
     ) -> Result<(Vec<f32>, Figures), Refusal> {
-        if !self.is_reranker() {
-            return Err(Refusal::new(Kind::Model, "the model is an embedding model, not a reranker"));
+        if self.purpose() == Purpose::Embed {
+            return Err(self.purpose().refuse("a classifier"));
         }
-        let count = |text: &str| text.chars().count();
-        let characters = count(&query) * texts.len() + texts.iter().map(|text| count(text)).sum::<usize>();
-        let bytes = query.len() * texts.len() + texts.iter().map(String::len).sum::<usize>();
+        let characters = passages.iter().map(Passage::characters).sum();
+        let bytes = passages.iter().map(Passage::bytes).sum();
         let encoder = self.encoder.clone();
         let read = move || {
-            let mut tokens = Tokens::new();
-            for text in &*texts {
+            let mut all = Tokens::new();
+            for passage in &passages {
                 // One by one: more at once would be shared out to threads that are not this service's.
-                let pair = encoder.tokenize_pairs(&[(query.as_str(), text.as_str())], truncation).map_err(too_long)?;
-                tokens.push(pair.ids(0), pair.segments(0));
+                let tokens = match passage {
+                    Passage::One(text) => encoder.tokenize_with(&[text], truncation),
+                    Passage::Pair(first, second) => encoder.tokenize_pairs(&[(first, second)], truncation),
+                };
+                let tokens = tokens.map_err(too_long)?;
+                all.push(tokens.ids(0), tokens.segments(0));
             }
-            Ok(tokens)
+            Ok(all)
         };
         self.run(characters, bytes, read).await
     }

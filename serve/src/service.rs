@@ -37,8 +37,7 @@ impl Service {
     /// whatever the folder says.
     ///
     /// # Errors
-    /// Those of [`Encoder::open`]; [`Error::Classifier`](crate::Error::Classifier) for models that are neither for
-    /// embeddings nor rerankers; [`Error::Option`](crate::Error::Option).
+    /// Those of [`Encoder::open`]; [`Error::Prompts`](crate::Error::Prompts); [`Error::Option`](crate::Error::Option).
     pub fn open(folder: impl AsRef<Path>, encoder: &EncoderOptions, options: ServiceOptions) -> Result<Self> {
         options.check()?;
         let folder = folder.as_ref();

@@ -1,15 +1,15 @@
 //! The endpoints of text-embeddings-inference.
 
 use crate::http::{Answered, Body};
-use crate::input::{Input, Inputs};
-use crate::model::{Figures, Reading, shape};
+use crate::input::{Input, Inputs, Passage, Passages};
+use crate::model::{Figures, Purpose, Reading, shape};
 use crate::refusal::{Kind, Refusal};
 use crate::service::Service;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use fbgemm_encoder::kernels::softmax_rows;
 use fbgemm_encoder::{Pooling, Truncation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(Deserialize, Clone, Copy, Default)]
@@ -51,6 +51,22 @@ struct Rank<'t> {
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'t str>,
     score: f32,
+}
+
+#[derive(Deserialize)]
+struct Predict {
+    inputs: Passages,
+    truncate: Option<bool>,
+    #[serde(default)]
+    truncation_direction: Direction,
+    #[serde(default)]
+    raw_scores: bool,
+}
+
+#[derive(Serialize)]
+struct Prediction<'l> {
+    score: f32,
+    label: &'l str,
 }
 
 #[derive(Deserialize)]
@@ -140,16 +156,65 @@ pub(crate) async fn rerank(service: Service, Body(body): Body) -> Result<Answere
     let start = Instant::now();
     let asked: Rerank = serde_json::from_slice(&body).map_err(|e| Refusal::json(&e))?;
     service.check_count("texts", asked.texts.len())?;
-    let truncation = service.truncation(asked.truncate, asked.truncation_direction);
-    let texts: Arc<[String]> = asked.texts.into();
-    let (mut scores, figures) = service.model().rank(asked.query, texts.clone(), truncation).await?;
-    if !asked.raw_scores {
-        scores.iter_mut().for_each(|score| *score = 1.0 / (1.0 + (-*score).exp()));
+    let purpose = service.model().purpose();
+    if purpose != Purpose::Rerank {
+        return Err(purpose.refuse("a reranker"));
     }
-    let rank = |(index, score)| Rank { index, text: asked.return_text.then(|| texts[index].as_str()), score };
+    let truncation = service.truncation(asked.truncate, asked.truncation_direction);
+    let Rerank { query, texts, raw_scores, return_text, .. } = asked;
+    // The query is read once for each text: a long one and many texts would be hours of work in a small body.
+    let (bytes, limit) = (query.len() * texts.len(), READ_AGAIN * service.options().body_bytes);
+    if bytes > limit {
+        let message = format!("the query's {} bytes, once for each text, are more than {limit}", query.len());
+        return Err(Refusal::new(Kind::TooMany, message).field("query"));
+    }
+    let pairs = texts.iter().map(|text| Passage::Pair(query.clone(), text.clone())).collect();
+    let (mut scores, figures) = service.model().classify(pairs, truncation).await?;
+    if !raw_scores {
+        scores.iter_mut().for_each(|score| *score = sigmoid(*score));
+    }
+    let rank = |(index, score)| Rank { index, text: return_text.then(|| texts[index].as_str()), score };
     let mut ranks: Vec<Rank> = scores.into_iter().enumerate().map(rank).collect();
     ranks.sort_by(|a, b| b.score.total_cmp(&a.score));
     Answered::new(&ranks, figures, headers(&figures, start))
+}
+
+/// How many times a body's size a query may come to, once for each of its texts.
+const READ_AGAIN: usize = 8;
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `POST /predict`
+pub(crate) async fn predict(service: Service, Body(body): Body) -> Result<Answered, Refusal> {
+    let start = Instant::now();
+    let asked: Predict = serde_json::from_slice(&body).map_err(|e| Refusal::json(&e))?;
+    let (passages, one) = match asked.inputs {
+        Passages::One(passage) => (vec![passage], true),
+        Passages::Many(passages) => (passages, false),
+    };
+    service.check_count("inputs", passages.len())?;
+    let truncation = service.truncation(asked.truncate, asked.truncation_direction);
+    let (mut scores, figures) = service.model().classify(passages, truncation).await?;
+    let labels = service.model().encoder.labels().unwrap_or_default();
+    match (asked.raw_scores, labels) {
+        (true, _) => (),
+        (false, [_]) => scores.iter_mut().for_each(|score| *score = sigmoid(*score)),
+        (false, _) => softmax_rows(&mut scores, labels.len(), None),
+    }
+    let sorted = |scores: &[f32]| {
+        let pairs = labels.iter().zip(scores);
+        let mut predictions: Vec<_> = pairs.map(|(label, &score)| Prediction { score, label }).collect();
+        predictions.sort_by(|a, b| b.score.total_cmp(&a.score));
+        predictions
+    };
+    let predictions: Vec<Vec<Prediction>> = scores.chunks_exact(labels.len()).map(sorted).collect();
+    let headers = headers(&figures, start);
+    match &predictions[..] {
+        [only] if one => Answered::new(only, figures, headers),
+        all => Answered::new(&all, figures, headers),
+    }
 }
 
 /// `POST /similarity`
@@ -173,13 +238,13 @@ pub(crate) async fn similarity(service: Service, Body(body): Body) -> Result<Ans
 /// `GET /info`
 pub(crate) fn info(service: &Service) -> Value {
     let (model, options) = (service.model(), service.options());
-    let kind = if model.is_reranker() {
-        let labels = model.encoder.labels().unwrap_or_default();
+    let kind = if let Some(labels) = model.encoder.labels() {
         let to_label: serde_json::Map<String, Value> =
             labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label))).collect();
         let to_id: serde_json::Map<String, Value> =
             labels.iter().enumerate().map(|(id, label)| (label.clone(), json!(id))).collect();
-        json!({"reranker": {"id2label": to_label, "label2id": to_id}})
+        let kind = if model.purpose() == Purpose::Rerank { "reranker" } else { "classifier" };
+        json!({kind: {"id2label": to_label, "label2id": to_id}})
     } else {
         let pooling = match model.encoder.pooling() {
             Pooling::Cls => "cls",

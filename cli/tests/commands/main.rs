@@ -6,8 +6,10 @@ mod embed;
 mod files;
 mod info;
 mod output;
+mod page;
 mod quantize;
 mod serve;
+mod soak;
 mod verify;
 
 use fbgemm_testkit::files::empty_folder;

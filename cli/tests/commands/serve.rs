@@ -1,13 +1,14 @@
 //! `fbgemm serve`: as `curl` sees it, and how it starts and ends.
 
-use crate::{PROGRAM, fbgemm};
+use crate::{PROGRAM, fbgemm, folder};
+use fbgemm_encoder::{Encoder, EncoderOptions};
 use fbgemm_testkit::process::{stderr, stdout};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub fn model(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../encoder/tests/golden").join(name).display().to_string()
@@ -21,14 +22,26 @@ pub struct Served {
 }
 
 impl Served {
+    /// A small model by its name, or one's folder.
     pub fn start(name: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", &model(name), "--port", "0", "--log-format", "json"]).args(arguments);
         command.env("FBGEMM_TOKEN", "a-secret").stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        log.read_line(&mut line).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut line = String::new();
+            log.read_line(&mut line).unwrap();
+            (log, line)
+        });
+        let start = Instant::now();
+        while !reader.is_finished() && start.elapsed() < Duration::from_secs(120) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if !reader.is_finished() {
+            let _ = child.kill(); // which ends the line
+        }
+        let (log, line) = reader.join().unwrap();
         let started: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
         assert_eq!((&started["message"], &started["token"]), (&json!("listening"), &json!(true)), "{line}");
         Self { child, log, url: started["url"].as_str().unwrap().to_string() }
@@ -60,13 +73,20 @@ impl Served {
         stream
     }
 
+    /// What the process holds in memory.
+    pub fn resident_mb(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1e3
+    }
+
     fn signal(&self, signal: &str) {
         let killed = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
         assert!(killed.success());
     }
 
     /// Sends a signal; the exit code, and what was logged since.
-    fn end(self, signal: &str) -> (Option<i32>, String) {
+    pub fn end(self, signal: &str) -> (Option<i32>, String) {
         self.signal(signal);
         self.ended()
     }
@@ -136,6 +156,7 @@ fn what_is_wrong_with_a_request_is_a_clear_4xx() {
         ("/embed", r#"{"inputs": "a", "prompt_name": "x"}"#, 422, "the model has none"),
         ("/embed", &format!(r#"{{"inputs": "{long}", "truncate": false}}"#), 422, "Given: 202"),
         ("/rerank", r#"{"query": "a", "texts": ["b"]}"#, 424, "not a reranker"),
+        ("/predict", r#"{"inputs": "a"}"#, 424, "not a classifier"),
         ("/v1/embeddings", r#"{"input": 1}"#, 400, "expected a string"),
         ("/nothing", "{}", 404, "there is no /nothing"),
         ("/health", "{}", 405, "POST is not for /health"),
@@ -154,8 +175,84 @@ fn what_is_wrong_with_a_request_is_a_clear_4xx() {
 }
 
 #[test]
+fn where_it_listens_is_told_at_every_level_and_little_else() {
+    for level in ["error", "warn"] {
+        let served = Served::start("bert", &["--log", level]); // which reads the line
+        assert_eq!(served.post("/embed", r#"{"inputs": "a"}"#).0, 200);
+        let (code, log) = served.end("-TERM");
+        assert_eq!((code, log.as_str()), (Some(0), ""));
+    }
+}
+
+#[test]
+fn prompts_ids_and_cuts_give_the_vector_of_what_the_model_reads() {
+    let folder = folder("prompted");
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "modules.json"] {
+        std::fs::copy(Path::new(&model("bert")).join(name), folder.join(name)).unwrap();
+    }
+    std::fs::create_dir(folder.join("1_Pooling")).unwrap();
+    std::fs::copy(Path::new(&model("bert")).join("1_Pooling/config.json"), folder.join("1_Pooling/config.json"))
+        .unwrap();
+    let prompts = json!({"prompts": {"query": "the cat ", "document": ""}});
+    std::fs::write(folder.join("config_sentence_transformers.json"), prompts.to_string()).unwrap();
+    let encoder = Encoder::open(&folder, &EncoderOptions::new()).unwrap();
+    let served = Served::start(&folder.display().to_string(), &["--max-tokens", "8"]);
+    let embed = |body: Value| {
+        let (status, answer) = served.post("/embed", &body.to_string());
+        assert_eq!(status, 200, "{body}: {answer}");
+        answer
+    };
+    let plain = |text: &str| embed(json!({"inputs": text}));
+    assert_eq!(embed(json!({"inputs": "sat", "prompt_name": "query"})), plain("the cat sat"));
+    assert_eq!(embed(json!({"inputs": "sat", "prompt_name": "document"})), plain("sat"));
+    let ids = |text: &str| encoder.tokenize(&[text]).unwrap().ids(0).to_vec();
+    assert_eq!(embed(json!({"inputs": ids("the cat sat")})), plain("the cat sat"));
+    let (_, answer) = served.post("/v1/embeddings", &json!({"input": [ids("the"), ids("the cat sat")]}).to_string());
+    assert_eq!(json!([answer["data"][1]["embedding"]]), plain("the cat sat"));
+    // Eight tokens: the first and the last, and six of the text.
+    let long = "the cat sat on the mat and the dog sat on the cat and the mat";
+    let all = ids(long);
+    let (first, inner, last) = (all[0], &all[1..all.len() - 1], all[all.len() - 1]);
+    let cut = |kept: &[u32]| {
+        let ids = [&[first], kept, &[last]].concat();
+        embed(json!({"inputs": ids}))
+    };
+    assert!(inner.len() > 8, "{all:?}");
+    assert_eq!(plain(long), cut(&inner[..6]));
+    let left = json!({"inputs": long, "truncate": true, "truncation_direction": "Left"});
+    assert_eq!(embed(left), cut(&inner[inner.len() - 6..]));
+    assert_ne!(cut(&inner[..6]), cut(&inner[inner.len() - 6..]));
+}
+
+#[test]
+fn a_classifier_predicts_labels() {
+    let served = Served::start("bert-labels", &[]);
+    let (status, answer) = served.post("/predict", r#"{"inputs": "the cat"}"#);
+    let predictions = answer.as_array().unwrap();
+    let sum: f64 = predictions.iter().map(|prediction| prediction["score"].as_f64().unwrap()).sum();
+    assert!(status == 200 && predictions.len() == 3 && (sum - 1.0).abs() < 1e-5, "{answer}");
+    // Alone, in a batch, and at the root, it is the same.
+    let (_, batch) = served.post("/predict", r#"{"inputs": [["the cat"], ["the cat", "the dog"]]}"#);
+    assert_eq!((&batch[0], batch.as_array().unwrap().len()), (&answer, 2));
+    assert_eq!(served.post("/", r#"{"inputs": "the cat"}"#).1, answer);
+    for (path, body, status, said) in [
+        ("/predict", r#"{"inputs": ["a", "b", "c"]}"#, 422, "a pair of strings"),
+        ("/predict", r#"{"inputs": []}"#, 400, "`inputs` cannot be empty"),
+        ("/embed", r#"{"inputs": "a"}"#, 424, "a classifier, not an embedding model"),
+        ("/rerank", r#"{"query": "a", "texts": ["b"]}"#, 424, "a classifier, not a reranker"),
+    ] {
+        let (given, answer) = served.post(path, body);
+        assert!(given == status && answer["error"].as_str().unwrap().contains(said), "{path} {body}: {given} {answer}");
+    }
+}
+
+#[test]
 fn a_reranker_sorts_by_score() {
-    let served = Served::start("xlm-roberta-reranker", &[]);
+    let served = Served::start("xlm-roberta-reranker", &["--max-body", "1000"]);
+    // A body that is small, and would be read a hundred times over.
+    let texts = vec!["a"; 90];
+    let (status, answer) = served.post("/rerank", &json!({"query": "b".repeat(100), "texts": texts}).to_string());
+    assert!(status == 413 && answer["error"].as_str().unwrap().contains("once for each text"), "{status} {answer}");
     let (status, answer) = served.post("/rerank", r#"{"query": "a", "texts": ["b", "c d"], "return_text": true}"#);
     let ranks = answer.as_array().unwrap();
     let score = |rank: usize| ranks[rank]["score"].as_f64().unwrap();
@@ -257,7 +354,6 @@ fn what_can_not_be_served_exits_with_2() {
     for (output, said) in [
         (fbgemm(&["serve", &model("bert"), "--port", &port]), "Address already in use"),
         (fbgemm(&["serve", "no such model", "--port", "0"]), "config.json: No such file"),
-        (fbgemm(&["serve", &model("bert-labels"), "--port", "0"]), "expected an embedding model"),
         (fbgemm(&["serve", &model("bert"), "--port", "0", "--threads", "0"]), "threads is 0, expected 1 or more"),
     ] {
         assert_eq!(output.status.code(), Some(2), "{said}");

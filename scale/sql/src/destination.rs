@@ -119,16 +119,25 @@ impl Destination {
     /// have a name in common, and only those of the one that ended have all rows.
     async fn keep_one_writing(&self, count: u64) -> Result<(), End> {
         let mut writings: BTreeMap<String, (u64, Vec<StorePath>)> = BTreeMap::new();
+        let mut counted = true;
         for object in self.objects().await? {
-            let Some(name) = object.location.filename().map(str::to_string) else { continue };
-            let Some((stem, "parquet")) = name.rsplit_once('.') else { return Ok(()) }; // no count to compare with
-            let writing = stem.split('_').next().unwrap_or(stem).to_string();
+            let Some((writing, kind)) = written(&object.location) else {
+                let stray = &object.location;
+                return Err(End::Failed(format!("{stray} came into {} meanwhile, from someone else", self.target)));
+            };
+            if kind != "parquet" {
+                counted = false; // other formats don't say how many rows they have
+                continue;
+            }
             let footer = Footer(self.store.as_ref(), &object.location);
             let metadata = ParquetMetaDataReader::new().load_and_finish(footer, object.size).await;
             let metadata = metadata.map_err(DataFusionError::from)?;
             let (rows, files) = writings.entry(writing).or_default();
             *rows += metadata.file_metadata().num_rows() as u64;
             files.push(object.location);
+        }
+        if !counted {
+            return Ok(());
         }
         let Some(whole) = writings.iter().find(|(_, (rows, _))| *rows == count).map(|(name, _)| name.clone()) else {
             let given: Vec<String> = writings.values().map(|(rows, _)| rows.to_string()).collect();
@@ -154,7 +163,8 @@ impl Destination {
             }
             None => {
                 let objects = self.objects().await.unwrap_or_default();
-                self.delete(objects.into_iter().map(|object| object.location).collect()).await;
+                let locations = objects.into_iter().map(|object| object.location);
+                self.delete(locations.filter(|location| written(location).is_some()).collect()).await;
             }
         }
     }
@@ -163,6 +173,17 @@ impl Destination {
         let files = futures::stream::iter(files.into_iter().map(Ok)).boxed();
         let _ = self.store.delete_stream(files).try_collect::<Vec<_>>().await;
     }
+}
+
+/// What all files of one writing have in common in their names, and this file's ending, if DataFusion named it: 16
+/// letters and digits for the writing, and `_` and a number for the file where there are several.
+fn written(location: &StorePath) -> Option<(String, String)> {
+    let (stem, kind) = location.filename()?.split_once('.')?;
+    let (writing, number) = stem.split_once('_').unwrap_or((stem, "0"));
+    let ours = writing.len() == 16
+        && writing.bytes().all(|b| b.is_ascii_alphanumeric())
+        && number.bytes().all(|b| b.is_ascii_digit());
+    ours.then(|| (writing.to_string(), kind.to_string()))
 }
 
 /// What a Parquet file says of itself.

@@ -19,7 +19,10 @@ pub struct Session {
 
 impl Session {
     pub fn local(threads: usize, batch_size: usize, models: Vec<Model>) -> Result<Self> {
-        let config = settings(SessionConfig::new().with_target_partitions(threads), batch_size);
+        // A file being written holds a row group in memory. One writes what eight threads embed, and more.
+        let files = threads.div_ceil(8);
+        let config = settings(SessionConfig::new().with_target_partitions(threads), batch_size)
+            .set_usize("datafusion.execution.minimum_parallel_output_files", files);
         let context = SessionContext::new_with_config_rt(config, environment(None)?);
         register(&context, models);
         Ok(Self { context, remote: false })
@@ -47,8 +50,8 @@ fn settings(config: SessionConfig, batch_size: usize) -> SessionConfig {
     config
         .with_information_schema(true)
         .with_batch_size(batch_size)
-        // The writer keeps a row group in memory until it is full.
-        .set_usize("datafusion.execution.parquet.max_row_group_size", 16 * 1024)
+        // The writer keeps a row group in memory until it is full: 12 MB of vectors of 384.
+        .set_usize("datafusion.execution.parquet.max_row_group_size", 8 * 1024)
 }
 
 /// Ballista's, and the functions' calls.

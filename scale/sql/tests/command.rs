@@ -3,6 +3,7 @@
 use fbgemm_encoder::{Encoder, EncoderOptions};
 use fbgemm_testkit::compare::bits;
 use fbgemm_testkit::fetch;
+use fbgemm_testkit::python::environment;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -26,19 +27,8 @@ fn minilm() -> PathBuf {
 fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
-        let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/requirements.txt");
-        let wanted = fs::read_to_string(&requirements).unwrap();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
-        let python = folder.join("bin/python");
-        let made = folder.join("made-for");
-        if fs::read_to_string(&made).is_ok_and(|made| made == wanted) {
-            return python;
-        }
-        let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r"]).arg(&requirements));
-        fs::write(&made, wanted).unwrap();
-        python
+        environment(&folder, &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/requirements.txt")).unwrap()
     })
 }
 
@@ -387,6 +377,7 @@ fn s3_s_buckets_are_read_and_written() -> Fallible {
     let script = "import boto3, sys; s3 = boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1',
         aws_access_key_id='a', aws_secret_access_key='b')
 if len(sys.argv) == 2: s3.create_bucket(Bucket='texts')
+elif len(sys.argv) == 4: s3.put_object(Bucket='texts', Key=sys.argv[3], Body=b'other')
 else: print(*sorted(o['Key'] for o in s3.list_objects_v2(Bucket='texts', Prefix=sys.argv[2]).get('Contents', [])))";
     let python = |arguments: &[&str]| {
         done(Command::new(python()).args(["-c", script]).arg(&endpoint).args(arguments).output().unwrap())
@@ -397,8 +388,19 @@ else: print(*sorted(o['Key'] for o in s3.list_objects_v2(Bucket='texts', Prefix=
     );
     fs::write(folder.join("environment"), environment)?;
     let (_scheduler, url) = scheduler(folder, 0);
-    let _executor = executor(folder, &url, "only");
     let bert = model("m", &golden("bert"));
+    // What someone else puts into the folder meanwhile fails the query, and stays.
+    let copy = "COPY (SELECT * FROM 'in/*.csv') TO 's3://texts/stray/' STORED AS PARQUET";
+    let mut client = fbgemm_sql(folder);
+    let client = client.args(["--scheduler", &url, "-c", copy]).stderr(Stdio::piped()).spawn()?;
+    wait_until("the query waits for an executor", || {
+        fs::read_to_string(folder.join("scheduler.log")).unwrap().contains("Job submitted")
+    });
+    python(&["stray/", "stray/other.parquet"]);
+    let _executor = executor(folder, &url, "only");
+    let (code, said) = refused(&client.wait_with_output()?);
+    assert!(code == Some(1) && said.contains("stray/other.parquet came into s3://texts/stray/"), "{code:?} {said}");
+    assert_eq!(python(&["stray/"]).trim(), "stray/other.parquet");
     let sql = "COPY (SELECT * FROM 'in/*.csv') TO 's3://texts/in/' STORED AS PARQUET;
         COPY (SELECT id, embed(text) AS v FROM 's3://texts/in/*.parquet') TO 's3://texts/out/' STORED AS PARQUET;
         COPY (SELECT * FROM 's3://texts/out/*.parquet') TO 'back/' STORED AS PARQUET;
