@@ -11,15 +11,6 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] fbgemm_encoder::Error),
 
-    /// The folder's prompts can't be read.
-    #[error("{}: {message}", path.display())]
-    Prompts {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
-
     /// An option has a value that can't be.
     #[error("{name} is {given}, expected {expected}")]
     Option {

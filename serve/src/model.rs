@@ -7,8 +7,6 @@ use crate::metrics::Metrics;
 use crate::options::ServiceOptions;
 use crate::refusal::{Kind, Refusal};
 use fbgemm_encoder::{Encoder, Tokens, Truncation, kernels};
-use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -28,7 +26,7 @@ pub(crate) struct Figures {
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
     pub truncation: Truncation,
-    /// Set before each text.
+    /// Set before each text, instead of the model's own prompt.
     pub prompt: Option<String>,
 }
 
@@ -57,7 +55,6 @@ impl Purpose {
 #[derive(Debug)]
 pub(crate) struct Model {
     pub encoder: Arc<Encoder>,
-    pub prompts: HashMap<String, String>,
     gatherer: Gatherer,
     metrics: Arc<Metrics>,
     /// Of those who tokenize long texts, as many as there are threads.
@@ -65,17 +62,12 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(crate) fn start(
-        encoder: Encoder,
-        prompts: HashMap<String, String>,
-        options: &ServiceOptions,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self> {
+    pub(crate) fn start(encoder: Encoder, options: &ServiceOptions, metrics: Arc<Metrics>) -> Result<Self> {
         let encoder = Arc::new(encoder);
         let gatherer =
             Gatherer::start(encoder.clone(), options.gathering(), metrics.clone()).map_err(Error::Threads)?;
         let tokenizing = Arc::new(Semaphore::new(options.threads));
-        Ok(Self { encoder, prompts, gatherer, metrics, tokenizing })
+        Ok(Self { encoder, gatherer, metrics, tokenizing })
     }
 
     /// What it is for.
@@ -164,11 +156,8 @@ fn read(encoder: &Encoder, inputs: &[Input], reading: &Reading) -> Result<Tokens
     for input in inputs {
         match input {
             Input::Text(text) => {
-                let text = match &reading.prompt {
-                    Some(prompt) => format!("{prompt}{text}").into(),
-                    None => std::borrow::Cow::from(text),
-                };
-                let tokens = encoder.tokenize_with(&[text], reading.truncation).map_err(too_long)?;
+                let prompt = reading.prompt.as_deref().unwrap_or(encoder.prompt());
+                let tokens = encoder.tokenize_prompted(prompt, &[text], reading.truncation).map_err(too_long)?;
                 all.push(tokens.ids(0), tokens.segments(0));
             }
             Input::Ids(ids) => {
@@ -218,17 +207,4 @@ pub(crate) fn shape(mut vectors: Vec<f32>, outputs: usize, dimensions: usize, no
         vectors.chunks_exact_mut(dimensions).for_each(kernels::normalize);
     }
     vectors
-}
-
-/// The prompts of sentence-transformers' configuration, by name; none where there is no such file.
-pub(crate) fn prompts(folder: &Path) -> Result<HashMap<String, String>> {
-    let path = folder.join("config_sentence_transformers.json");
-    let wrong = |message: String| Error::Prompts { path: path.clone(), message };
-    let bytes = match std::fs::read(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(HashMap::new()),
-        bytes => bytes.map_err(|e| wrong(e.to_string()))?,
-    };
-    let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
-    let prompts = json["prompts"].as_object().into_iter().flatten();
-    Ok(prompts.filter_map(|(name, prompt)| Some((name.clone(), prompt.as_str()?.to_string()))).collect())
 }

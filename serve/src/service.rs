@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::http;
 use crate::metrics::Metrics;
-use crate::model::{Model, prompts};
+use crate::model::Model;
 use crate::options::ServiceOptions;
 use fbgemm_encoder::{Encoder, EncoderOptions};
 use std::path::Path;
@@ -37,16 +37,15 @@ impl Service {
     /// whatever the folder says.
     ///
     /// # Errors
-    /// Those of [`Encoder::open`]; [`Error::Prompts`](crate::Error::Prompts); [`Error::Option`](crate::Error::Option).
+    /// Those of [`Encoder::open`]; [`Error::Option`](crate::Error::Option).
     pub fn open(folder: impl AsRef<Path>, encoder: &EncoderOptions, options: ServiceOptions) -> Result<Self> {
         options.check()?;
         let folder = folder.as_ref();
         let dtype = encoder.dtype();
         let encoder = Encoder::open(folder, &encoder.clone().normalize(false))?;
-        let prompts = prompts(folder)?;
         let name = options.name.clone().unwrap_or_else(|| folder_name(folder));
         let metrics = Arc::new(Metrics::new());
-        let model = Model::start(encoder, prompts, &options, metrics.clone())?;
+        let model = Model::start(encoder, &options, metrics.clone())?;
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let ending = AtomicBool::new(false);
         Ok(Self(Arc::new(Inner { model, options, metrics, name, dtype, started, ending })))

@@ -100,14 +100,13 @@ impl Service {
 
     fn prompt(&self, name: Option<&str>) -> Result<Option<String>, Refusal> {
         let Some(name) = name else { return Ok(None) };
-        let prompts = &self.model().prompts;
-        let known = || {
-            let mut names: Vec<&str> = prompts.keys().map(String::as_str).collect();
-            names.sort_unstable();
-            if names.is_empty() { "none".to_string() } else { names.join(", ") }
-        };
-        let refused = || Refusal::new(Kind::Invalid, format!("`prompt_name` is `{name}`; the model has {}", known()));
-        prompts.get(name).cloned().map(Some).ok_or_else(refused)
+        let encoder = &self.model().encoder;
+        if let Some((_, text)) = encoder.prompts().find(|(known, _)| *known == name) {
+            return Ok(Some(text.to_string()));
+        }
+        let known: Vec<&str> = encoder.prompts().map(|(name, _)| name).collect();
+        let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
+        Err(Refusal::new(Kind::Invalid, format!("`prompt_name` is `{name}`; the model has {known}")))
     }
 
     /// Refuses what are no texts, or more than can be.

@@ -222,6 +222,15 @@ fn prompts_ids_and_cuts_give_the_vector_of_what_the_model_reads() {
     let left = json!({"inputs": long, "truncate": true, "truncation_direction": "Left"});
     assert_eq!(embed(left), cut(&inner[inner.len() - 6..]));
     assert_ne!(cut(&inner[..6]), cut(&inner[inner.len() - 6..]));
+    // With a default prompt, which stands before all texts for which no other is asked for.
+    let prompts = json!({"prompts": {"query": "the cat ", "document": ""}, "default_prompt_name": "query"});
+    std::fs::write(folder.join("config_sentence_transformers.json"), prompts.to_string()).unwrap();
+    let prompted = Served::start(&folder.display().to_string(), &[]);
+    let answer = |path: &str, body: Value| prompted.post(path, &body.to_string()).1;
+    assert_eq!(answer("/embed", json!({"inputs": "sat"})), plain("the cat sat"));
+    assert_eq!(answer("/embed", json!({"inputs": "sat", "prompt_name": "document"})), plain("sat"));
+    let given = answer("/v1/embeddings", json!({"input": "sat"}));
+    assert_eq!(json!([given["data"][0]["embedding"]]), plain("the cat sat"));
 }
 
 #[test]
