@@ -9,6 +9,7 @@ pub mod fetch;
 pub mod files;
 pub mod minilm;
 pub mod process;
+pub mod provider;
 pub mod random;
 pub mod recurrent;
 pub mod reference;
