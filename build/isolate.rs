@@ -59,12 +59,24 @@ pub fn isolate(tools: &Tools, bridge: &Path, libraries: &[&Path], alone: bool, f
     // would otherwise keep another object's, and drop those that the local symbols are in. `--unique` keeps the rest
     // apart, so that it can still leave out what nothing calls.
     let mut merge = Command::new(tools.linker()?);
-    merge.args(["-r", "--force-group-allocation", "--unique", "-o"]).arg(&merged);
+    merge.args(["-r", "--force-group-allocation", "-o"]).arg(&merged);
+    merge.args(["text", "rodata", "data", "bss", "tdata", "tbss"].map(|section| format!("--unique=.{section}*")));
     merge.arg("--whole-archive").arg(bridge).args(["--no-whole-archive", "--start-group"]).args(libraries);
     run(merge.arg("--end-group"), "FBGEMM's libraries can't be merged with the bridge")?;
-    let mut hide = Command::new(&tools.objcopy);
-    hide.args(["--wildcard", &format!("--keep-global-symbol={ENTRIES}*")]).arg(&merged).arg(&object);
-    run(&mut hide, "FBGEMM's symbols can't be made local")?;
+    // Variables of inline functions and templates are unique in a process, and objcopy makes only plain symbols local.
+    let hide = "FBGEMM's symbols can't be made local";
+    let unique: Vec<String> = run(Command::new(&tools.nm).arg(&merged), hide)?
+        .lines()
+        .filter_map(|line| line.split_once(" u ").map(|(_, name)| name.to_string()))
+        .collect();
+    let list = folder.join("unique.txt");
+    std::fs::write(&list, unique.join("\n") + "\n").map_err(|e| format!("{}: {e}", list.display()))?;
+    let (mut weaken, mut keep) = (Command::new(&tools.objcopy), Command::new(&tools.objcopy));
+    let mut by_list = std::ffi::OsString::from("--weaken-symbols=");
+    by_list.push(&list);
+    run(weaken.arg(by_list).arg(&merged), hide)?;
+    keep.args(["--wildcard", &format!("--keep-global-symbol={ENTRIES}*")]).arg(&merged).arg(&object);
+    run(&mut keep, hide)?;
     check_hidden(tools, &object)?;
     if alone {
         check_complete(tools, &object, libraries)?;

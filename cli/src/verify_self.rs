@@ -18,11 +18,20 @@ const AVX512_E1: &[u8] = include_bytes!("../../tests/golden/self/cases-avx512_e1
 
 /// Checks them on the instruction set that FBGEMM uses; a report as of a file.
 pub fn check(isa: Isa) -> Result<Value, String> {
-    let own = match isa {
+    check_bytes(of_kind(isa), isa)
+}
+
+/// What is not equal on all kinds of CPU, as it is on those of this one.
+fn of_kind(isa: Isa) -> &'static [u8] {
+    match isa {
         Isa::Avx2 => AVX2,
         Isa::Avx512Vnni | Isa::Avx512VnniYmm => AVX512_E1,
         _ => AVX512,
-    };
+    }
+}
+
+/// As [`check`], with other bytes of that kind.
+fn check_bytes(own: &[u8], isa: Isa) -> Result<Value, String> {
     let file = CaseFile::of_bytes(own, INPUTS)?;
     let mut cases = file.cases()?;
     // With 256-bit registers fp16 weights' sums are in another order, of which there are no cases.
@@ -44,4 +53,22 @@ pub fn check(isa: Isa) -> Result<Value, String> {
         ),
     };
     Ok(json!({"file": NAME, "isa": isa.variable(), "notes": notes, "ops": ops, "verdict": verdict}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bit_that_differs_is_told() {
+        let isa = fbgemm::cpu_support().unwrap();
+        let passed = check(isa).unwrap();
+        assert!(passed["verdict"].as_str().unwrap().starts_with("bit-identical to PyTorch 2.14.1"), "{passed}");
+        // The last bytes of the file are an output's.
+        let mut altered = of_kind(isa).to_vec();
+        *altered.last_mut().unwrap() ^= 1;
+        let failed = check_bytes(&altered, isa).unwrap();
+        let verdict = failed["verdict"].as_str().unwrap();
+        assert!(verdict.starts_with("NOT bit-identical") && verdict.contains(": 1 of "), "{failed}");
+    }
 }

@@ -446,7 +446,7 @@ impl PackedInt8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ffi::alone;
+    use crate::ffi::{alone, memory_beside_libraries};
 
     #[test]
     fn nothing_writes_to_a_packed_matrix() {
@@ -498,7 +498,7 @@ mod tests {
     #[test]
     fn a_matrix_that_memory_cannot_hold_is_an_error() {
         // FBGEMM does not check what its own allocator returns; the bridge does.
-        alone("ffi::int8::tests::packing_without_memory", "ulimit -v 2300000;");
+        alone("ffi::int8::tests::packing_without_memory", &memory_beside_libraries(1_850_000));
     }
 
     #[test]

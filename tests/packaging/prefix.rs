@@ -166,7 +166,9 @@ impl Both {
         let manifest = |name: &str, more: &str| {
             format!("[package]\nname = {name:?}\nversion = \"0.1.0\"\nedition = \"2024\"\n{more}")
         };
-        let mut more = format!("\n[workspace]\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n[dependencies]\nfbgemm = {{ path = {ROOT:?} }}\n");
+        let mut more = format!(
+            "\n[workspace]\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n[dependencies]\nfbgemm = {{ path = {ROOT:?} }}\n"
+        );
         if by_dependency {
             more += "torch = { path = \"torch\" }\n";
             write("torch/Cargo.toml", &manifest("torch", ""));
@@ -246,7 +248,8 @@ fn is_of_fbgemm(symbol: &str) -> bool {
 /// The symbols that the loader sees in a file, wanted or given.
 fn seen_by_the_loader(file: &Path) -> Vec<String> {
     let listed = succeed(Command::new("nm").arg("-D").arg(file));
-    let names: Vec<String> = listed.lines().filter_map(|line| line.split_whitespace().last()).map(String::from).collect();
+    let names: Vec<String> =
+        listed.lines().filter_map(|line| line.split_whitespace().last()).map(String::from).collect();
     assert!(names.iter().any(|name| name.starts_with("malloc")), "{listed}");
     names
 }

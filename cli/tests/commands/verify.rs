@@ -1,7 +1,7 @@
 //! `fbgemm verify`: which cases pass, on which instruction set, and what it says of those that don't.
 
 use super::{PROGRAM, fbgemm, folder, golden, stderr, stdout};
-use fbgemm_testkit::process::LIMIT;
+use fbgemm_testkit::process::{LIMIT, lesser};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -47,6 +47,23 @@ fn verify_passes_fp16_weights_of_every_kind_of_cpu_that_this_one_can_be() {
             assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
             assert!(stdout(&output).contains("compared on AVX2: fp16 weights' sums"), "{}", stdout(&output));
         }
+    }
+}
+
+#[test]
+fn verify_self_passes_on_every_instruction_set_that_fbgemm_can_use_here() {
+    let mut sets = vec![None];
+    sets.extend(lesser(fbgemm::cpu_support().unwrap()).iter().map(|set| Some(set.variable())));
+    for set in sets {
+        let mut command = Command::new(PROGRAM);
+        command.args(["verify", "--self"]).env_remove(LIMIT).envs(set.map(|set| (LIMIT, set)));
+        let output = command.output().unwrap();
+        let said = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{set:?}: {said}{}", stderr(&output));
+        assert!(said.lines().last().unwrap().starts_with("bit-identical to PyTorch 2.14.1"), "{set:?}: {said}");
+        let passed = said.lines().filter_map(|line| line.split_once(" passed, 0 failed")?.0.rsplit(' ').next());
+        let passed: u32 = passed.map(|number| number.parse::<u32>().unwrap()).sum();
+        assert!(passed >= 195, "{set:?}: {said}");
     }
 }
 
