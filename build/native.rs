@@ -102,11 +102,11 @@ pub fn link(provider: &Provider, built: &Built) -> Result<(), String> {
         return Err(format!("{} is neither a .a nor a .so library", other.display()));
     }
     let archives: Vec<&Path> = built.libraries.iter().map(PathBuf::as_path).filter(|path| is(path, "a")).collect();
-    let mut bridge = out.join("lib");
+    let (mut bridge, mut others) = (out.join("lib"), Vec::new());
     if !archives.is_empty() {
         let isolated = out.join("isolated");
         let alone = archives.len() == built.libraries.len();
-        isolate::isolate(&built.tools, &bridge.join("libfbgemm_bridge.a"), &archives, alone, &isolated)?;
+        others = isolate::isolate(&built.tools, &bridge.join("libfbgemm_bridge.a"), &archives, alone, &isolated)?;
         bridge = isolated;
     }
     println!("cargo::rustc-link-search=native={}", bridge.display());
@@ -129,8 +129,8 @@ pub fn link(provider: &Provider, built: &Built) -> Result<(), String> {
     for folder in folders.iter().filter(|_| !shared.is_empty()) {
         println!("cargo::rustc-link-search=native={}", folder.display());
     }
-    if !archives.is_empty() {
-        println!("cargo::rustc-link-lib=dylib=gomp"); // FBGEMM's radix sort; dropped where the linker drops that
+    for library in others {
+        println!("cargo::rustc-link-lib=dylib={library}");
     }
     for folder in &shared {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
@@ -139,8 +139,9 @@ pub fn link(provider: &Provider, built: &Built) -> Result<(), String> {
     println!("cargo::rustc-env=FBGEMM_RS_PROVIDER={}", provider.name);
     println!("cargo::rustc-env=FBGEMM_RS_VERSION={}", built.version);
     println!("cargo::rustc-env=FBGEMM_RS_PROVIDER_ROOT={}", provider.root.display());
-    // The file that FBGEMM's code is to come from; none where it becomes the program's own.
+    // The file that FBGEMM's code is to come from, by its last name; none where it becomes the program's own.
     let file = files_at_run_time(&built.libraries[..1]).into_iter().next().unwrap_or_default();
+    let file = file.canonicalize().unwrap_or(file);
     println!("cargo::rustc-env=FBGEMM_RS_LIBRARY={}", file.display());
     println!("cargo::metadata=root={}", provider.root.display());
     println!("cargo::metadata=include={}", provider.include().display());

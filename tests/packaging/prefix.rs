@@ -292,3 +292,17 @@ fn builds_with_a_static_prefix_and_libtorch_keep_both_apart() {
         assert!(count > 100, "libtorch's own are bound: {count}");
     }
 }
+
+/// Of two shared ones the loader takes the first for both. That can't be changed, but it is told.
+#[test]
+#[ignore = "builds other crates: run by cargo test --workspace -- --ignored builds_"]
+fn builds_with_a_shared_prefix_and_libtorch_say_which_answers() {
+    if provider::is_static() || provider::is_libtorch() {
+        let test = "builds_with_a_shared_prefix_and_libtorch_say_which_answers";
+        return provider::not_run(test, "FBGEMM_ROOT with a shared FBGEMM");
+    }
+    let prefix = fbgemm::provider().unwrap();
+    let torch = fetch::item("fbgemm", &mut |_, _| {}).unwrap().join("torch");
+    let said = Both::new("two-shared-fbgemms", &torch, false).run("FBGEMM_ROOT", Path::new(prefix.root));
+    assert!(said[3].contains("/libtorch_cpu.so instead of Some(") && said[3].contains("libfbgemm.so"), "{said:?}");
+}
