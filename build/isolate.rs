@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What Rust calls, as cxx names it.
+/// What Rust calls has this in its name, by cxx.
 const ENTRIES: &str = "cxxbridge1$";
 
 /// What CMake found: the compiler, and the programs beside it.
@@ -116,9 +116,9 @@ fn hide(tools: &Tools, object: &Path, folder: &Path) -> Result<(), String> {
     let mut by_list = std::ffi::OsString::from("--weaken-symbols=");
     by_list.push(&list);
     run(Command::new(&tools.objcopy).arg(by_list).arg(object), what)?;
-    let keep = format!("--keep-global-symbol={ENTRIES}*");
+    let keep = format!("--keep-global-symbol=*{ENTRIES}*");
     run(Command::new(&tools.objcopy).args(["--wildcard", &keep]).arg(object), what)?;
-    match names(tools, &["-g", "--defined-only"], object)?.iter().find(|name| !name.starts_with(ENTRIES)) {
+    match names(tools, &["-g", "--defined-only"], object)?.iter().find(|name| !name.contains(ENTRIES)) {
         Some(other) => Err(format!("{what}: {other} is still seen. {NEEDED}")),
         None => Ok(()),
     }
