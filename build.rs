@@ -2,10 +2,14 @@
 //!
 //! `README.md`, section "Where FBGEMM comes from", says what each variable does; `vendor/` what is pinned.
 
+#[path = "build/archive.rs"]
+mod archive;
 #[path = "build/env.rs"]
 mod env;
 #[path = "build/fetch.rs"]
 mod fetch;
+#[path = "build/isolate.rs"]
+mod isolate;
 #[path = "build/native.rs"]
 mod native;
 #[path = "build/pages.rs"]

@@ -47,10 +47,18 @@ pub fn resolve() -> Result<Provider, String> {
 }
 
 fn provider(name: &'static str, root: &Path, source: &str, files: &[&str]) -> Result<Provider, String> {
-    let root = root.canonicalize().map_err(|e| format!("{source} can't be used: {e}"))?;
+    if root.is_relative() {
+        return Err(format!(
+            "{source} can't be used: expected an absolute path, as a build script is not told in which folder cargo was \
+             called"
+        ));
+    }
+    let expected = format!("expected a folder with {}", files.join(", "));
+    let root =
+        root.canonicalize().map_err(|e| format!("{source} can't be used: {e}; {expected}, or no such variable"))?;
     for file in files {
         if !root.join(file).is_file() {
-            return Err(format!("{source} can't be used: it has no {file}"));
+            return Err(format!("{source} can't be used: it has no {file}; {expected}"));
         }
     }
     Ok(Provider { name, root })

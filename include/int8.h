@@ -51,9 +51,14 @@ fbgemm::BlockingFactors blocking(const PackedWeight& packed) noexcept;
 /// How many PackedWeight are alive in this process.
 std::size_t live_packed_weights() noexcept;
 
+/// Whether `linear_int8` and `quantize_input` quantize all of the input to a buffer before they multiply: with an old
+/// FBGEMM, whose own way, a block at a time, rounds some halves otherwise.
+bool quantizes_input_before() noexcept;
+
 /// Thread `task` of `tasks` of output[m, n] = dequantize(quantize(input) · weightᵀ) + bias. Tasks write disjoint
 /// parts of `output` (m × n). `accumulators` (m × n), `pack_buffer` (MCB·KCB bytes) and `row_offsets` (MCB) are this
-/// task's own. An empty `bias` is none. There are as many scales as zero points: one of each, or n.
+/// task's own, and so is `quantized` (m × k), which is used if `quantizes_input_before`. An empty `bias` is none. There are
+/// as many scales as zero points: one of each, or n.
 void linear_int8(
     rust::Slice<const float> input,
     std::int32_t m,
@@ -71,6 +76,7 @@ void linear_int8(
     std::int32_t* accumulators,
     std::uint8_t* pack_buffer,
     std::int32_t* row_offsets,
+    std::uint8_t* quantized,
     std::int32_t task,
     std::int32_t tasks);
 
@@ -106,7 +112,8 @@ void quantize_input(
     std::int32_t input_zero_point,
     const PackedWeight& weight,
     std::uint8_t* pack_buffer,
-    std::int32_t* row_offsets);
+    std::int32_t* row_offsets,
+    std::uint8_t* quantized);
 
 /// Unpacks and multiplies with a matrix of n by k that can't be written to: a write ends the process. For a test.
 void use_read_only(std::int32_t n, std::int32_t k);

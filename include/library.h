@@ -11,8 +11,10 @@ namespace fbgemm_rs {
 bool supported_cpu();
 /// The instruction set that FBGEMM's kernels use now.
 fbgemm::inst_set_t instruction_set();
-/// The file that FBGEMM was loaded from.
+/// The file that the product of FBGEMM which this crate calls was loaded from.
 rust::String library_path();
+/// The file that this crate was loaded from: the program, or a library of its own.
+rust::String own_path();
 
 /// Throws what is not a std::exception: the test of the bridge's own catch.
 void throw_unusual();

@@ -7,6 +7,15 @@
 
 namespace fbgemm_rs {
 
+// Until 1.6, FBGEMM's `Quantize` has two ways to round halves, and the one that no PyTorch chooses for weights, LEGACY,
+// is its default. PackAWithQuantRowOffset has no other there.
+template <typename T>
+concept HasLegacyQuantize =
+    requires(const float* from, T* to, const fbgemm::TensorQuantizationParams& params) {
+      fbgemm::Quantize<T, false>(from, to, std::int64_t{1}, params);
+    };
+inline constexpr bool kLegacyQuantize = HasLegacyQuantize<std::uint8_t>;
+
 fbgemm::TensorQuantizationParams choose_quantization_params(
     float min, float max, std::int32_t qmin, std::int32_t qmax);
 /// `to` is as long as `from`.

@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 ///
 /// # Errors
 /// [`Error::UnsupportedTarget`] where the crate was built without FBGEMM, [`Error::UnsupportedCpu`] on a CPU
-/// without AVX2 or FMA.
+/// without AVX2 or FMA, [`Error::UnknownCpu`] where there is no `/proc`.
 pub fn cpu_support() -> Result<Isa> {
     SupportedCpu::get().map(SupportedCpu::isa)
 }
@@ -29,12 +29,14 @@ pub(crate) struct SupportedCpu {
 
 impl SupportedCpu {
     pub(crate) fn get() -> Result<Self> {
-        static MISSING: OnceLock<Option<&'static str>> = OnceLock::new();
+        static MISSING: OnceLock<Option<Missing>> = OnceLock::new();
         if let Err(target) = library::TARGET {
             return Err(Error::UnsupportedTarget { target });
         }
-        if let Some(missing) = *MISSING.get_or_init(missing) {
-            return Err(Error::UnsupportedCpu { missing });
+        match *MISSING.get_or_init(missing) {
+            Some(Missing::Feature(missing)) => return Err(Error::UnsupportedCpu { missing }),
+            Some(Missing::File(path)) => return Err(Error::UnknownCpu { path }),
+            None => {}
         }
         // Not remembered: something else in the process can still make FBGEMM choose another one.
         Ok(Self { isa: library::instruction_set()? })
@@ -63,17 +65,26 @@ impl SupportedCpu {
     }
 }
 
-/// The first feature that FBGEMM needs and this CPU lacks.
-fn missing() -> Option<&'static str> {
+/// Why FBGEMM can't run here.
+#[derive(Debug, Clone, Copy)]
+enum Missing {
+    Feature(&'static str),
+    File(&'static str),
+}
+
+/// The first of what FBGEMM needs that is not here.
+fn missing() -> Option<Missing> {
     // Asked before FBGEMM is: its own answer says no more than no.
     #[cfg(target_arch = "x86_64")]
     for (name, has) in [("AVX2", is_x86_feature_detected!("avx2")), ("FMA", is_x86_feature_detected!("fma"))] {
         if !has {
-            return Some(name);
+            return Some(Missing::Feature(name));
         }
     }
+    const READ_BY_CPUINFO: &str = "/proc/cpuinfo";
     match library::supported_cpu() {
         Ok(true) => None,
-        _ => Some("what its cpuinfo asks for"),
+        _ if std::fs::File::open(READ_BY_CPUINFO).is_err() => Some(Missing::File(READ_BY_CPUINFO)),
+        _ => Some(Missing::Feature("what its cpuinfo asks for")),
     }
 }

@@ -30,6 +30,13 @@ pub enum Error {
         missing: &'static str,
     },
 
+    /// What FBGEMM reads to learn what the CPU has is not there.
+    #[error("FBGEMM can't tell what this CPU has: {path} can't be read, expected it as Linux has it (mount /proc)")]
+    UnknownCpu {
+        /// What it reads.
+        path: &'static str,
+    },
+
     /// FBGEMM uses an instruction set that this crate does not know.
     #[error("FBGEMM chose an instruction set that this crate does not know (number {given}), expected an x86 one")]
     UnknownInstructionSet {

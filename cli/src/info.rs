@@ -23,6 +23,7 @@ pub fn run(as_json: bool) -> Result<Exit> {
                 "fbgemm_version": provider.as_ref().map(|p| p.version),
                 "root": provider.as_ref().map(|p| p.root),
                 "library": provider.as_ref().map(|p| p.library.clone()),
+                "instead_of": provider.as_ref().and_then(|p| p.instead_of.clone()),
                 "cpu": cpu_name(),
                 "cpu_features": cpu_features(),
                 "isa": uses.map(Isa::variable),
@@ -37,13 +38,18 @@ pub fn run(as_json: bool) -> Result<Exit> {
         line("fbgemm crate", env!("CARGO_PKG_VERSION"))?;
         match &provider {
             Some(p) => {
-                let version = if p.version == "unknown" { "unknown (its headers are not 1.7.0's)" } else { p.version };
-                line("FBGEMM", version)?;
+                let unknown = "unknown: its headers are no release's from 1.2.0 to 1.8.0";
+                line("FBGEMM", if p.version == "unknown" { unknown } else { p.version })?;
                 line("provider", &format!("{} ({})", p.name, p.root))?;
                 line("library", &p.library)?;
+                if let Some(meant) = &p.instead_of {
+                    let why = "this process holds two FBGEMMs, and the loader took the first";
+                    line("instead of", &format!("{meant} ({why})"))?;
+                }
             }
             None => line("FBGEMM", "none in this build")?,
         }
+        line("bits", "as PyTorch's? `fbgemm verify --self` tells in a second")?;
         line("CPU", &cpu_name())?;
         line("it has", &cpu_features().join(", "))?;
         match &support {

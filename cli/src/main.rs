@@ -16,6 +16,7 @@ mod table;
 mod verify;
 mod verify_embedding;
 mod verify_recurrent;
+mod verify_self;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;
@@ -80,8 +81,11 @@ enum Subcommands {
     /// own sigmoid and tanh, and are skipped in a build against a prefix, which has none.
     Verify {
         /// Case files (safetensors, format fbgemm-cases-1)
-        #[arg(required = true)]
+        #[arg(required_unless_present = "own")]
         files: Vec<PathBuf>,
+        /// Check the cases that this command holds: whether this program, on this CPU, is bit-identical to PyTorch
+        #[arg(long = "self")]
+        own: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -111,7 +115,9 @@ impl Exit {
     fn refused(error: &fbgemm::Error) -> Self {
         complain!("error: {}", error.chain());
         match error {
-            fbgemm::Error::UnsupportedCpu { .. } | fbgemm::Error::UnsupportedTarget { .. } => Exit::UnsupportedCpu,
+            fbgemm::Error::UnsupportedCpu { .. }
+            | fbgemm::Error::UnknownCpu { .. }
+            | fbgemm::Error::UnsupportedTarget { .. } => Exit::UnsupportedCpu,
             _ => Exit::BadInput,
         }
     }
@@ -144,7 +150,7 @@ fn run(command: Subcommands) -> std::io::Result<Exit> {
         Subcommands::Inspect { file, json } => inspect::run(&file, json),
         Subcommands::Embed(arguments) => embed::run(&arguments),
         Subcommands::Serve(arguments) => Ok(serve::run(&arguments)),
-        Subcommands::Verify { files, json } => verify::run(&files, json),
+        Subcommands::Verify { files, own, json } => verify::run(&files, own, json),
         Subcommands::Bench(arguments) => bench::run(&arguments),
     }
 }

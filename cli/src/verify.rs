@@ -3,7 +3,7 @@
 use crate::stdio::{complain, say};
 use crate::verify_embedding::{embedding, embedding_bag};
 use crate::verify_recurrent::recurrent;
-use crate::{Exit, table};
+use crate::{Exit, table, verify_self};
 use fbgemm::Isa;
 use fbgemm_testkit::cases::{Case, CaseFile, Element};
 use fbgemm_testkit::process::{LIMIT, lesser, stderr};
@@ -24,15 +24,18 @@ struct Tally {
     differences: Vec<String>,
 }
 
-/// Checks the files, prints a line for each operator of each, and says how it went.
-pub fn run(files: &[PathBuf], as_json: bool) -> io::Result<Exit> {
+/// Checks the files, the command's own cases before them where `own`, prints a line for each operator of each, and says
+/// how it went.
+pub fn run(files: &[PathBuf], own: bool, as_json: bool) -> io::Result<Exit> {
     let isa = match fbgemm::cpu_support() {
         Ok(isa) => isa,
         Err(e) => return Ok(Exit::refused(&e)),
     };
     let (mut reports, mut bad_file, mut passed, mut failed) = (Vec::new(), false, 0, 0);
-    for file in files {
-        match check_file(file, isa) {
+    let own = own.then(|| (PathBuf::from(verify_self::NAME), verify_self::check(isa)));
+    let others = files.iter().map(|file| (file.clone(), check_file(file, isa)));
+    for (file, checked) in own.into_iter().chain(others) {
+        match checked {
             Ok(report) => {
                 for op in report["ops"].as_array().into_iter().flatten() {
                     passed += op["passed"].as_u64().unwrap_or(0);
@@ -75,6 +78,9 @@ fn print_report(report: &Value) -> io::Result<()> {
             _ => String::new(),
         };
         say!("{file}: {}: {} passed, {} failed{skipped}", text(&op["op"]), op["passed"], op["failed"])?;
+    }
+    if let Some(verdict) = report["verdict"].as_str() {
+        say!("{verdict}")?;
     }
     Ok(())
 }
@@ -187,7 +193,7 @@ fn differences_to_expect(file: &CaseFile, cases: &[Case], set: Isa) -> Vec<&'sta
 }
 
 /// How each operator's cases came out in this process.
-fn check_cases(cases: &[Case]) -> Result<Value, String> {
+pub fn check_cases(cases: &[Case]) -> Result<Value, String> {
     let mut ops: BTreeMap<&str, Tally> = BTreeMap::new();
     for case in cases {
         let tally = ops.entry(&case.op).or_default();

@@ -1,4 +1,5 @@
 #include "fbgemm/include/int8.h"
+#include "fbgemm/include/quantize.h"
 #include "fbgemm/include/thread.h"
 
 #include <algorithm>
@@ -76,6 +77,10 @@ PackedWeight::~PackedWeight() {
   live.fetch_sub(1, std::memory_order_relaxed);
 }
 
+bool quantizes_input_before() noexcept {
+  return kLegacyQuantize;
+}
+
 std::unique_ptr<PackedWeight> pack(
     rust::Slice<const std::int8_t> weight, std::int32_t n, std::int32_t k) {
   return std::make_unique<PackedWeight>(weight.data(), n, k);
@@ -148,24 +153,36 @@ void linear_int8(
     std::int32_t* accumulators,
     std::uint8_t* pack_buffer,
     std::int32_t* row_offsets,
+    std::uint8_t* quantized,
     std::int32_t task,
     std::int32_t tasks) {
   refuse_at_threads_end();
-  fbgemm::PackAWithQuantRowOffset<std::uint8_t> packed_input(
-      fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer,
-      input_scale, input_zero_point, /*groups=*/1, row_offsets, &weight.blocking());
   fbgemm::DoNothing<float, float> nothing{};
-  const auto run = [&]<bool RELU, Granularity GRANULARITY>() {
-    fbgemm::ReQuantizeForFloat<RELU, GRANULARITY> output_stage(
-        nothing, input_scale, weight_scales.data(), input_zero_point, weight_zero_points.data(),
-        packed_input.getRowOffsetBuffer(), col_offsets.data(), bias.empty() ? nullptr : bias.data(),
-        static_cast<std::uint32_t>(n));
-    fbgemm::fbgemmPacked(
-        packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage, task, tasks,
-        &weight.blocking());
-    note_threads_end<decltype(output_stage)>();
+  const auto multiply = [&](auto& packed_input) {
+    const auto run = [&]<bool RELU, Granularity GRANULARITY>() {
+      fbgemm::ReQuantizeForFloat<RELU, GRANULARITY> output_stage(
+          nothing, input_scale, weight_scales.data(), input_zero_point, weight_zero_points.data(),
+          packed_input.getRowOffsetBuffer(), col_offsets.data(), bias.empty() ? nullptr : bias.data(),
+          static_cast<std::uint32_t>(n));
+      fbgemm::fbgemmPacked(
+          packed_input, weight.matrix(), output, accumulators, static_cast<std::uint32_t>(n), output_stage, task, tasks,
+          &weight.blocking());
+      note_threads_end<decltype(output_stage)>();
+    };
+    choose_stage(relu, /*per_channel=*/weight_scales.size() > 1, run);
   };
-  choose_stage(relu, /*per_channel=*/weight_scales.size() > 1, run);
+  if constexpr (kLegacyQuantize) {
+    quantize_uint8(input, {quantized, input.size()}, input_scale, input_zero_point);
+    fbgemm::PackAWithRowOffset<std::uint8_t> packed_input(
+        fbgemm::matrix_op_t::NoTranspose, m, k, quantized, k, pack_buffer, /*groups=*/1, row_offsets,
+        &weight.blocking());
+    multiply(packed_input);
+  } else {
+    fbgemm::PackAWithQuantRowOffset<std::uint8_t> packed_input(
+        fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer,
+        input_scale, input_zero_point, /*groups=*/1, row_offsets, &weight.blocking());
+    multiply(packed_input);
+  }
 }
 
 void linear_static(
@@ -213,7 +230,12 @@ void quantize_input(
     std::int32_t input_zero_point,
     const PackedWeight& weight,
     std::uint8_t* pack_buffer,
-    std::int32_t* row_offsets) {
+    std::int32_t* row_offsets,
+    std::uint8_t* quantized) {
+  if constexpr (kLegacyQuantize) {
+    quantize_uint8(input, {quantized, input.size()}, input_scale, input_zero_point);
+    return;
+  }
   const auto& blocking = weight.blocking();
   fbgemm::PackAWithQuantRowOffset<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer,
@@ -240,12 +262,13 @@ void use_read_only(std::int32_t n, std::int32_t k) {
         const auto& factors = packed.blocking();
         std::vector<std::uint8_t> pack_buffer(static_cast<std::size_t>(factors.MCB) * factors.KCB + 64);
         std::vector<std::int32_t> row_offsets(factors.MCB);
+        std::vector<std::uint8_t> quantized(input.size());
         unpack(packed, rust::Slice<std::int8_t>(again.data(), again.size()));
         for (std::size_t channels : {std::size_t{1}, static_cast<std::size_t>(n)}) {
           linear_int8(
               {input.data(), input.size()}, 2, n, k, 1.0f, 0, packed, {scales.data(), channels},
               {offsets.data(), channels}, {offsets.data(), offsets.size()}, {}, false, output.data(), sums.data(),
-              pack_buffer.data(), row_offsets.data(), 0, 1);
+              pack_buffer.data(), row_offsets.data(), quantized.data(), 0, 1);
         }
       });
   if (again != weight || output[0] != static_cast<float>(k)) {

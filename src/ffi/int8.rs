@@ -26,6 +26,7 @@ mod bridge {
         fn packed_bytes(packed: &PackedWeight) -> usize;
         fn blocking(packed: &PackedWeight) -> BlockingFactors;
         fn live_packed_weights() -> usize;
+        fn quantizes_input_before() -> bool;
         /// Unsafe: see the header.
         #[allow(clippy::too_many_arguments)]
         unsafe fn linear_int8(
@@ -45,6 +46,7 @@ mod bridge {
             accumulators: *mut i32,
             pack_buffer: *mut u8,
             row_offsets: *mut i32,
+            quantized: *mut u8,
             task: i32,
             tasks: i32,
         ) -> Result<()>;
@@ -91,6 +93,7 @@ mod bridge {
             weight: &PackedWeight,
             pack_buffer: *mut u8,
             row_offsets: *mut i32,
+            quantized: *mut u8,
         ) -> Result<()>;
         #[allow(dead_code)] // only a test asks for it
         fn use_read_only(n: i32, k: i32) -> Result<()>;
@@ -206,6 +209,11 @@ impl PackedInt8 {
         (self.blocking.MCB * self.blocking.KCB) as usize / size_of::<i32>()
     }
 
+    /// The elements of 32 bits for so many rows of the input in 8 bits, where they are quantized before FBGEMM gets them.
+    fn quantized_len(&self, rows: usize) -> usize {
+        if bridge::quantizes_input_before() { (rows * self.in_features).div_ceil(size_of::<i32>()) } else { 0 }
+    }
+
     /// The rows that FBGEMM takes at once, and so the most sums of rows that it needs a place for.
     fn block_rows(&self) -> usize {
         self.blocking.MCB as usize
@@ -261,15 +269,18 @@ impl PackedInt8 {
         let (width, depth) = (self.out_features, self.in_features);
         let (pack, offsets) = (self.pack_len(), self.block_rows());
         let at_once = rows.min(self.rows_at_once(width));
-        with_operation_buffer(pack + at_once * width + offsets, |buffer| {
+        let quantized = self.quantized_len(at_once);
+        with_operation_buffer(pack + at_once * width + offsets + quantized, |buffer| {
             let (pack_buffer, rest) = buffer.split_at_mut(pack);
-            let (accumulators, row_offsets) = rest.split_at_mut(at_once * width);
+            let (accumulators, rest) = rest.split_at_mut(at_once * width);
+            let (row_offsets, quantized) = rest.split_at_mut(offsets);
             for (i, input) in input.chunks(at_once.max(1) * depth).enumerate() {
                 // SAFETY: `linear` checked that input, scales, zero points, offsets and bias have the lengths that rows,
                 // n and k say, that the output has rows × n, and that FBGEMM uses the instruction set that the weight is
                 // packed for; `tasks::run` gives this number to no other task, and FBGEMM writes disjoint parts of the
-                // output for different numbers. The accumulators hold as many rows as this part of the input has; the
-                // pack buffer and the row offsets have the sizes that the weight's blocking asks for.
+                // output for different numbers. The accumulators and, where it is used, the buffer for the quantized
+                // input hold as many rows as this part of the input has; the pack buffer and the row offsets have the
+                // sizes that the weight's blocking asks for.
                 unsafe {
                     bridge::linear_int8(
                         input,
@@ -288,6 +299,7 @@ impl PackedInt8 {
                         accumulators.as_mut_ptr(),
                         pack_buffer.as_mut_ptr().cast(),
                         row_offsets.as_mut_ptr(),
+                        quantized.as_mut_ptr().cast(),
                         task as i32,
                         tasks as i32,
                     )
@@ -409,16 +421,20 @@ impl PackedInt8 {
         let depth = self.in_features;
         assert!(input.len().is_multiple_of(depth));
         let (pack, offsets) = (self.pack_len(), self.block_rows());
-        with_operation_buffer(pack + offsets, |buffer| {
-            let (pack_buffer, row_offsets) = buffer.split_at_mut(pack);
+        with_operation_buffer(pack + offsets + self.quantized_len(offsets), |buffer| {
+            let (pack_buffer, rest) = buffer.split_at_mut(pack);
+            let (row_offsets, quantized) = rest.split_at_mut(offsets);
             for input in input.chunks(offsets * depth) {
-                let (pack_buffer, row_offsets) = (pack_buffer.as_mut_ptr().cast(), row_offsets.as_mut_ptr());
+                let (pack_buffer, quantized) = (pack_buffer.as_mut_ptr().cast(), quantized.as_mut_ptr().cast());
+                let row_offsets = row_offsets.as_mut_ptr();
                 let (m, k) = (dimension(input.len() / depth), dimension(depth));
                 // SAFETY: `input` has m × k elements; the buffers have the sizes that the weight's blocking asks for, and
-                // FBGEMM uses the instruction set that it is packed for, checked above.
+                // that for the quantized input, where it is used, m × k; FBGEMM uses the instruction set that it is packed
+                // for, checked above.
                 unsafe {
                     let (scale, zero_point) = (params.scale, params.zero_point);
-                    bridge::quantize_input(input, m, k, scale, zero_point, &self.handle, pack_buffer, row_offsets)
+                    let weight = &self.handle;
+                    bridge::quantize_input(input, m, k, scale, zero_point, weight, pack_buffer, row_offsets, quantized)
                 }
                 .map_err(failed("PackAWithQuantRowOffset"))?;
             }
@@ -430,7 +446,7 @@ impl PackedInt8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ffi::alone;
+    use crate::ffi::{alone, memory_beside_libraries};
 
     #[test]
     fn nothing_writes_to_a_packed_matrix() {
@@ -482,7 +498,7 @@ mod tests {
     #[test]
     fn a_matrix_that_memory_cannot_hold_is_an_error() {
         // FBGEMM does not check what its own allocator returns; the bridge does.
-        alone("ffi::int8::tests::packing_without_memory", "ulimit -v 2300000;");
+        alone("ffi::int8::tests::packing_without_memory", &memory_beside_libraries(1_850_000));
     }
 
     #[test]

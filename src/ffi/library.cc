@@ -4,6 +4,17 @@
 #include <fbgemm/Fbgemm.h>
 
 namespace fbgemm_rs {
+namespace {
+
+rust::String file_of(void* function) {
+  Dl_info info{};
+  if (dladdr(function, &info) == 0 || info.dli_fname == nullptr) {
+    return {};
+  }
+  return rust::String::lossy(info.dli_fname);
+}
+
+}  // namespace
 
 bool supported_cpu() {
   return fbgemm::fbgemmSupportedCPU();
@@ -14,11 +25,13 @@ fbgemm::inst_set_t instruction_set() {
 }
 
 rust::String library_path() {
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<void*>(&fbgemm::fbgemmSupportedCPU), &info) == 0 || info.dli_fname == nullptr) {
-    return {};
-  }
-  return rust::String::lossy(info.dli_fname);
+  return file_of(reinterpret_cast<void*>(
+      &fbgemm::fbgemmPacked<
+          fbgemm::PackAMatrix<std::uint8_t>, fbgemm::PackBMatrix<std::int8_t>, std::int32_t, fbgemm::memCopy<>>));
+}
+
+rust::String own_path() {
+  return file_of(reinterpret_cast<void*>(&throw_unusual));
 }
 
 void throw_unusual() {

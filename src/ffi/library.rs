@@ -20,6 +20,7 @@ mod bridge {
         fn supported_cpu() -> Result<bool>;
         fn instruction_set() -> Result<InstructionSet>;
         fn library_path() -> Result<String>;
+        fn own_path() -> Result<String>;
         #[allow(dead_code)] // only a test asks for it
         fn throw_unusual() -> Result<()>;
     }
@@ -45,6 +46,11 @@ pub(crate) fn instruction_set() -> Result<Isa> {
 /// The file that FBGEMM's code was loaded from.
 pub(crate) fn library_path() -> Result<String> {
     bridge::library_path().map_err(failed("dladdr"))
+}
+
+/// The file that this crate was loaded from.
+pub(crate) fn own_path() -> Result<String> {
+    bridge::own_path().map_err(failed("dladdr"))
 }
 
 #[cfg(test)]

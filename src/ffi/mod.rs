@@ -111,3 +111,17 @@ fn alone(test: &str, shell: &str) {
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && said.contains("1 passed"), "{}: {said}", output.status);
 }
+
+#[cfg(test)]
+/// `ulimit`'s words for so many KiB beyond the files that this program has mapped: libtorch is half a GB, a static FBGEMM
+/// next to nothing.
+fn memory_beside_libraries(kib: u64) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let size = |line: &str| {
+        let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+        let address = |digits| u64::from_str_radix(digits, 16).ok();
+        line.contains(" /").then_some(address(to)? - address(from)?)
+    };
+    let mapped: u64 = maps.lines().filter_map(size).sum();
+    format!("ulimit -v {};", kib + mapped / 1024)
+}

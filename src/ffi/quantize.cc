@@ -11,6 +11,17 @@ fbgemm::TensorQuantizationParams params_of(float scale, std::int32_t zero_point)
   return params;
 }
 
+// Rounded as PyTorch does: halves to even, and then the zero point.
+template <typename T>
+void quantize(rust::Slice<const float> from, rust::Slice<T> to, float scale, std::int32_t zero_point) {
+  const auto length = static_cast<std::int64_t>(from.size());
+  if constexpr (HasLegacyQuantize<T>) {
+    fbgemm::Quantize<T, false>(from.data(), to.data(), length, params_of(scale, zero_point));
+  } else {
+    fbgemm::Quantize<T>(from.data(), to.data(), length, params_of(scale, zero_point));
+  }
+}
+
 }  // namespace
 
 fbgemm::TensorQuantizationParams choose_quantization_params(
@@ -22,14 +33,12 @@ fbgemm::TensorQuantizationParams choose_quantization_params(
 
 void quantize_int8(
     rust::Slice<const float> from, rust::Slice<std::int8_t> to, float scale, std::int32_t zero_point) {
-  const auto length = static_cast<std::int64_t>(from.size());
-  fbgemm::Quantize<std::int8_t>(from.data(), to.data(), length, params_of(scale, zero_point));
+  quantize(from, to, scale, zero_point);
 }
 
 void quantize_uint8(
     rust::Slice<const float> from, rust::Slice<std::uint8_t> to, float scale, std::int32_t zero_point) {
-  const auto length = static_cast<std::int64_t>(from.size());
-  fbgemm::Quantize<std::uint8_t>(from.data(), to.data(), length, params_of(scale, zero_point));
+  quantize(from, to, scale, zero_point);
 }
 
 }  // namespace fbgemm_rs

@@ -42,26 +42,38 @@ impl CaseFile {
     /// # Errors
     /// What is wrong with the files.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let mut file = Self::read_alone(path)?;
+        let read = |path: &Path| std::fs::read(path).map_err(|e| e.to_string());
+        let file = Self::alone(&read(path)?)?;
         let Some(name) = file.metadata.get(INPUTS) else { return Ok(file) };
         let about = |e: String| format!("the file of its inputs, {name:?}: {e}");
         if Path::new(name).file_name().is_none_or(|plain| plain != name.as_str()) {
             return Err(about("expected the name of a file beside it".into()));
         }
-        let shared = Self::read_alone(&path.with_file_name(name)).map_err(about)?;
+        let shared = read(&path.with_file_name(name)).and_then(|bytes| Self::alone(&bytes)).map_err(about)?;
+        file.joined(shared)
+    }
+
+    /// A file's bytes, and those of the file of its inputs.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn of_bytes(bytes: &[u8], inputs: &[u8]) -> Result<Self, String> {
+        Self::alone(bytes)?.joined(Self::alone(inputs)?)
+    }
+
+    fn joined(mut self, shared: Self) -> Result<Self, String> {
         for (name, tensor) in shared.tensors {
             let Some((case, _)) = name.rsplit_once('/') else { continue };
-            if file.metadata.contains_key(case) && file.tensors.insert(name.clone(), tensor).is_some() {
+            if self.metadata.contains_key(case) && self.tensors.insert(name.clone(), tensor).is_some() {
                 return Err(format!("tensor {name:?} is there twice, in the file and in that of its inputs"));
             }
         }
-        Ok(file)
+        Ok(self)
     }
 
-    fn read_alone(path: &Path) -> Result<Self, String> {
-        let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    fn alone(bytes: &[u8]) -> Result<Self, String> {
         let not_one = |e| format!("not a safetensors file: {e}");
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(not_one)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_one)?;
         let metadata = header.metadata().clone().unwrap_or_default();
         match metadata.get("format").map(String::as_str) {
             Some(FORMAT) => {}
@@ -70,13 +82,18 @@ impl CaseFile {
         let owned = |(name, view): (String, TensorView)| {
             (name, Tensor { dtype: view.dtype(), shape: view.shape().to_vec(), data: view.data().to_vec() })
         };
-        let tensors = SafeTensors::deserialize(&bytes).map_err(not_one)?.tensors().into_iter().map(owned).collect();
+        let tensors = SafeTensors::deserialize(bytes).map_err(not_one)?.tensors().into_iter().map(owned).collect();
         Ok(Self { metadata, tensors })
     }
 
     /// The name of the file beside it that has more of its cases' tensors, if it has one.
     pub fn inputs(&self) -> Option<&str> {
         self.metadata.get(INPUTS).map(String::as_str)
+    }
+
+    /// The version of PyTorch that made them, less the part that names its build.
+    pub fn torch(&self) -> Option<&str> {
+        self.metadata.get("torch")?.split('+').next()
     }
 
     /// The kind of CPU that the cases were made on: FBGEMM's own word for it where the file has it, else PyTorch's.

@@ -9,6 +9,8 @@ pub mod fetch;
 pub mod files;
 pub mod minilm;
 pub mod process;
+
+pub mod provider;
 pub mod python;
 pub mod random;
 pub mod recurrent;

@@ -71,3 +71,19 @@ pub fn emulated(cpu: &str, program: impl AsRef<Path>) -> Option<Command> {
     command.args(["-cpu", cpu]).arg(program.as_ref());
     Some(command)
 }
+
+/// `ulimit`'s words for so many KiB beyond the files that this program has mapped: libtorch is half a GB, a static FBGEMM
+/// next to nothing.
+///
+/// # Panics
+/// Where the system has no `/proc`.
+pub fn memory_beside_libraries(kib: u64) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("Linux has it");
+    let size = |line: &str| {
+        let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+        let address = |digits| u64::from_str_radix(digits, 16).ok();
+        line.contains(" /").then_some(address(to)? - address(from)?)
+    };
+    let mapped: u64 = maps.lines().filter_map(size).sum();
+    format!("ulimit -v {};", kib + mapped / 1024)
+}

@@ -94,7 +94,8 @@ def split(name):
     print(f"{name}: {before} bytes, now {sum(map(len, files.values()))} in {len(files)} files")
 
 
-if len(sys.argv) < 2:
-    sys.exit(__doc__)
-for argument in sys.argv[1:]:
-    split(argument)
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    for argument in sys.argv[1:]:
+        split(argument)

@@ -5,7 +5,7 @@ use fbgemm::{
     Error, FloatLinear, Fp16Linear, InputScheme, Int8Scheme, Linear, LinearScheme, PortableLinear, QuantizeOptions,
     QuantizedLinear, QuantizedWeight, U8Params, WeightScheme, quantize_modules,
 };
-use fbgemm_testkit::process::{again, succeed};
+use fbgemm_testkit::process::{again, memory_beside_libraries, succeed};
 use fbgemm_testkit::random::normal;
 use std::cell::RefCell;
 use std::error::Error as _;
@@ -37,7 +37,8 @@ fn a_sum_beyond_32_bits_leaves_the_whole_model() {
 #[test]
 fn where_memory_runs_out_the_error_says_what_is_left() {
     let mut command = std::process::Command::new("sh");
-    command.args(["-c", "ulimit -v 1950000; exec \"$@\"", "sh"]).arg(again().get_program());
+    let shell = memory_beside_libraries(1_540_000) + " exec \"$@\"";
+    command.args(["-c", &shell, "sh"]).arg(again().get_program());
     command.args(["--exact", "promises::quantizing_without_memory", "--ignored", "--test-threads", "1"]);
     assert!(succeed(&mut command).contains("1 passed"));
 }

@@ -5,8 +5,11 @@
 //! `cargo test --workspace -- --ignored builds_`, hence their names.
 
 mod api;
+#[path = "../../build/archive.rs"]
+mod archive;
 mod documentation;
 mod fetch;
+mod prefix;
 mod providers;
 
 use fbgemm_testkit::files::empty_folder;

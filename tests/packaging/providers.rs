@@ -6,9 +6,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The folder of the provider that this test program itself was built with.
-fn provider_root() -> PathBuf {
-    PathBuf::from(fbgemm::provider().unwrap().root)
+/// The pinned libtorch, whatever this test program itself was built with.
+fn pinned_torch() -> PathBuf {
+    fbgemm_testkit::fetch::item("fbgemm", &mut |_, _| {}).unwrap().join("torch")
 }
 
 /// The one line that a build which must fail says about it.
@@ -76,7 +76,7 @@ fn builds_and_ships_a_crate_outside_the_workspace_with_every_provider() {
     assert_ships(&user, &[], "pinned", &of_wheel);
 
     // libtorch, given and asked for
-    let torch = provider_root();
+    let torch = pinned_torch();
     let given = [("LIBTORCH", torch.clone().into_os_string())];
     assert_works(&with(&given), "libtorch");
     assert_ships(&user, &given, "libtorch", &of_wheel);
@@ -93,6 +93,14 @@ fn builds_and_ships_a_crate_outside_the_workspace_with_every_provider() {
     let prefix = [("FBGEMM_ROOT", prefix.into_os_string()), ("LIBTORCH", "/not looked at".into())];
     assert_works(&with(&prefix), "prefix");
     assert_ships(&user, &prefix, "prefix", &of_wheel);
+    // What changes there in place is used.
+    let mut again = in_crate(std::env::var_os("CARGO").unwrap(), &user);
+    again.args(["build", "--release", "--verbose"]).envs(prefix.iter().cloned());
+    let library = PathBuf::from(&prefix[0].1).join("lib/libfbgemm.so");
+    let script = std::fs::read_to_string(&library).unwrap();
+    std::fs::write(&library, script + "/* again */\n").unwrap();
+    let said = succeed(&mut again);
+    assert!(said.contains("Dirty fbgemm ") && said.contains("libfbgemm.so"), "{said}");
 
     // none: for documentation, every operation refuses
     let said = with(&[("DOCS_RS", "1".into())]);
@@ -119,10 +127,12 @@ fn builds_without_any_fbgemm_say_what_to_set() {
             assert!(said.contains(part), "{part:?} in {said}");
         }
     };
-    refused(&[("FBGEMM_ROOT", "/nowhere")], &["FBGEMM_ROOT=/nowhere", "No such file"]);
+    let expected = "expected a folder with include/fbgemm/Fbgemm.h, or no such variable";
+    refused(&[("FBGEMM_ROOT", "/nowhere")], &["FBGEMM_ROOT=/nowhere", "No such file", expected]);
+    refused(&[("FBGEMM_ROOT", "prefix")], &["FBGEMM_ROOT=prefix", "expected an absolute path"]);
     refused(&[("FBGEMM_ROOT", ROOT)], &["FBGEMM_ROOT=", "it has no include/fbgemm/Fbgemm.h"]);
     // Set and unusable is an error, whatever else could be used.
-    let torch = provider_root();
+    let torch = pinned_torch();
     refused(&[("FBGEMM_ROOT", "/nowhere"), ("LIBTORCH", torch.to_str().unwrap())], &["FBGEMM_ROOT=/nowhere"]);
     refused(&[("LIBTORCH", "/nowhere")], &["LIBTORCH=/nowhere"]);
     refused(&[("LIBTORCH", ROOT)], &["LIBTORCH=", "it has no"]);

@@ -21,6 +21,19 @@ fn info_names_the_provider_and_what_fbgemm_uses() {
 }
 
 #[test]
+fn info_says_that_proc_is_missing_where_it_is() {
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs none /proc && exec \"$@\"", "sh"]);
+    let output = match command.args([PROGRAM, "info"]).output() {
+        Ok(output) if !stderr(&output).contains("unshare: ") && !stderr(&output).contains("mount: ") => output,
+        other => return eprintln!("NOT RUN without /proc: this system lets no test mount: {other:?}"),
+    };
+    assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
+    let said = stderr(&output);
+    assert!(said.contains("/proc/cpuinfo can't be read") && said.contains("mount /proc"), "{said}");
+}
+
+#[test]
 fn info_says_which_limits_fbgemm_ignores() {
     let info = |mut command: Command, arguments: &[&str], limit: &str| {
         let output = command.args(arguments).env(LIMIT, limit).output().unwrap();

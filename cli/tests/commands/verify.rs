@@ -1,7 +1,8 @@
 //! `fbgemm verify`: which cases pass, on which instruction set, and what it says of those that don't.
 
 use super::{PROGRAM, fbgemm, folder, golden, stderr, stdout};
-use fbgemm_testkit::process::LIMIT;
+use fbgemm_testkit::process::{LIMIT, lesser};
+use fbgemm_testkit::provider::not_run;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -47,6 +48,23 @@ fn verify_passes_fp16_weights_of_every_kind_of_cpu_that_this_one_can_be() {
             assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
             assert!(stdout(&output).contains("compared on AVX2: fp16 weights' sums"), "{}", stdout(&output));
         }
+    }
+}
+
+#[test]
+fn verify_self_passes_on_every_instruction_set_that_fbgemm_can_use_here() {
+    let mut sets = vec![None];
+    sets.extend(lesser(fbgemm::cpu_support().unwrap()).iter().map(|set| Some(set.variable())));
+    for set in sets {
+        let mut command = Command::new(PROGRAM);
+        command.args(["verify", "--self"]).env_remove(LIMIT).envs(set.map(|set| (LIMIT, set)));
+        let output = command.output().unwrap();
+        let said = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{set:?}: {said}{}", stderr(&output));
+        assert!(said.lines().last().unwrap().starts_with("bit-identical to PyTorch 2.14.1"), "{set:?}: {said}");
+        let passed = said.lines().filter_map(|line| line.split_once(" passed, 0 failed")?.0.rsplit(' ').next());
+        let passed: u32 = passed.map(|number| number.parse::<u32>().unwrap()).sum();
+        assert!(passed >= 195, "{set:?}: {said}");
     }
 }
 
@@ -366,8 +384,8 @@ fn verify_passes_pytorchs_recurrent_layers_where_its_functions_give_the_bits_of_
     let ops = report["files"][0]["ops"].as_array().unwrap();
     let of = |op: &str, key: &str| ops.iter().find(|o| o["op"] == op).unwrap()[key].as_u64().unwrap();
     if of("activations", "passed") == 0 {
-        println!("this CPU's or provider's functions are others");
-        return;
+        let test = "verify_passes_pytorchs_recurrent_layers_where_its_functions_give_the_bits_of_the_file";
+        return not_run(test, "PyTorch's own activations, as they are on the CPU that made the cases");
     }
     assert!(ops.iter().all(|op| op["failed"] == 0 && op["skipped"] == 0), "{ops:?}");
     assert_eq!(of("lstm_cell_int8", "passed") + of("gru_fp16", "passed") + of("rnn_relu_cell_dynamic", "passed"), 9);
