@@ -9,7 +9,6 @@ pub mod fetch;
 pub mod files;
 pub mod minilm;
 pub mod process;
-
 pub mod provider;
 pub mod python;
 pub mod random;
