@@ -50,8 +50,3 @@ fn unusable(object: &[u8]) -> Option<&'static str> {
         _ => Some("its objects are not ELF"),
     }
 }
-
-/// Whether this text is anywhere in the file.
-pub fn mentions(path: &Path, text: &str) -> bool {
-    std::fs::read(path).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
-}

@@ -149,7 +149,7 @@ fn check_complete(undefined: &BTreeSet<String>, libraries: &[&Path]) -> Result<(
         ["ZN6fbgemm", "ZNK6fbgemm", "ZN6asmjit", "ZNK6asmjit", "cpuinfo_", "clog_"].iter().any(|p| plain.starts_with(p))
     };
     let Some(name) = undefined.iter().find(theirs) else { return Ok(()) };
-    let why = if libraries.iter().any(|library| archive::mentions(library, ".gnu.lto_")) {
+    let why = if libraries.iter().any(|library| mentions(library, ".gnu.lto_")) {
         "they hold gcc's intermediate code (-flto), expected machine code (-ffat-lto-objects, or no -flto)"
     } else {
         "are headers and libraries of one version, and is each library whole?"
@@ -191,4 +191,9 @@ fn rounds_once(tools: &Tools, linked: &Path) -> Option<bool> {
     disassemble.arg("-d").arg(format!("--start-address={start}")).arg(format!("--stop-address={}", start + size));
     let code = run(disassemble.arg(linked), "").ok()?;
     code.contains("vcvtdq2ps").then(|| code.contains("vfmadd"))
+}
+
+/// Whether this text is anywhere in the file.
+fn mentions(path: &Path, text: &str) -> bool {
+    std::fs::read(path).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
 }

@@ -121,7 +121,7 @@ fn main() -> fbgemm::Result<()> {
         let w: Vec<f32> = w.iter().map(|w| w * 0.0137 + random(1000) as f32 * 1e-4).collect();
         let theirs = torch::linear_fp16((&x, [m, k]), (&w, [n, k]), &bias);
         digest(&mut torch, &theirs);
-        let packed = fbgemm::pack_matrix_fp16(&w, k, n)?;
+        let packed = fbgemm::pack_matrix_fp16(&w, n, k)?;
         let own = fbgemm::linear_fp16_weight(&x, &packed, Some(&bias))?;
         equal &= same(&theirs, &own);
 
@@ -166,11 +166,12 @@ impl Both {
         let manifest = |name: &str, more: &str| {
             format!("[package]\nname = {name:?}\nversion = \"0.1.0\"\nedition = \"2024\"\n{more}")
         };
-        let mut more = format!(
-            "\n[workspace]\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n[dependencies]\nfbgemm = {{ path = {ROOT:?} }}\n"
-        );
+        let mut more = format!("\n[workspace]\n\n[dependencies]\nfbgemm = {{ path = {ROOT:?} }}\n");
         if by_dependency {
-            more += "torch = { path = \"torch\" }\n";
+            more += "torch = { path = \"torch\" }\n\n[lib]\ncrate-type = [\"cdylib\"]\n";
+            let library = "#[unsafe(no_mangle)]\npub extern \"C\" fn works() -> bool {\n    \
+                fbgemm::quantize_weight(&[1.0; 6], 2, 3).and_then(|w| w.pack()).is_ok()\n}\n";
+            write("src/lib.rs", library);
             write("torch/Cargo.toml", &manifest("torch", ""));
             write("torch/build.rs", &script(&link));
             write("torch/src/lib.rs", TORCH);
@@ -181,9 +182,6 @@ impl Both {
             write("src/torch.rs", TORCH);
             write("src/main.rs", &format!("mod torch;\n{PROGRAM}"));
         }
-        let library = "#[unsafe(no_mangle)]\npub extern \"C\" fn works() -> bool {\n    \
-            fbgemm::quantize_weight(&[1.0; 6], 2, 3).and_then(|w| w.pack()).is_ok()\n}\n";
-        write("src/lib.rs", library);
         write("Cargo.toml", &manifest(name, &more));
         std::fs::copy(Path::new(ROOT).join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
         Self { folder, name }
@@ -273,8 +271,11 @@ fn builds_with_a_static_prefix_and_libtorch_keep_both_apart() {
         let program = shared_target().join("release").join(name);
         assert_eq!(said[..3], alone[..3], "{name}");
         assert_eq!(said[3], format!("library {} instead of None", program.display()), "{name}");
-        let shared = shared_target().join("release").join(format!("lib{}.so", name.replace('-', "_")));
-        for file in [&program, &shared] {
+        let mut files = vec![program.clone()];
+        if by_dependency {
+            files.push(shared_target().join("release").join(format!("lib{}.so", name.replace('-', "_"))));
+        }
+        for file in &files {
             let seen = seen_by_the_loader(file);
             let of_fbgemm: Vec<_> = seen.iter().filter(|symbol| is_of_fbgemm(symbol)).collect();
             assert!(of_fbgemm.is_empty(), "{}: {of_fbgemm:?}", file.display());
