@@ -1,6 +1,6 @@
 //! FBGEMM's int8 matrices and products: `PackBMatrix`, `fbgemmPacked` and its output stages.
 
-use super::scratch::with_operation_buffer;
+use super::scratch::with_operation_buffers;
 use super::tasks::{self, SharedOutput};
 use super::types::{BlockingFactors, failed};
 use super::{Params, check_int8_shape, dimension};
@@ -261,9 +261,7 @@ impl PackedInt8 {
         let (width, depth) = (self.out_features, self.in_features);
         let (pack, offsets) = (self.pack_len(), self.block_rows());
         let at_once = rows.min(self.rows_at_once(width));
-        with_operation_buffer(pack + at_once * width + offsets, |buffer| {
-            let (pack_buffer, rest) = buffer.split_at_mut(pack);
-            let (accumulators, row_offsets) = rest.split_at_mut(at_once * width);
+        with_operation_buffers([pack, at_once * width, offsets], |[pack_buffer, accumulators, row_offsets]| {
             for (i, input) in input.chunks(at_once.max(1) * depth).enumerate() {
                 // SAFETY: `linear` checked that input, scales, zero points, offsets and bias have the lengths that rows,
                 // n and k say, that the output has rows × n, and that FBGEMM uses the instruction set that the weight is
@@ -352,11 +350,8 @@ impl PackedInt8 {
         assert!(channels == width || !per_channel);
         let (pack, offsets) = (self.pack_len(), self.block_rows());
         let at_once = rows.min(self.rows_at_once(width)).max(1);
-        with_operation_buffer(pack + at_once * width + offsets + 2 * channels, |buffer| {
-            let (pack_buffer, rest) = buffer.split_at_mut(pack);
-            let (accumulators, rest) = rest.split_at_mut(at_once * width);
-            let (row_offsets, rest) = rest.split_at_mut(offsets);
-            let (sum_scales, multipliers) = rest.split_at_mut(channels);
+        with_operation_buffers([pack, at_once * width, offsets, channels, channels], |buffers| {
+            let [pack_buffer, accumulators, row_offsets, sum_scales, multipliers] = buffers;
             for ((&scale, sum_scale), multiplier) in stage.scales.iter().zip(&mut *sum_scales).zip(&mut *multipliers) {
                 let (of_sum, of_output) = step(scale);
                 (*sum_scale, *multiplier) = (of_sum.to_bits() as i32, of_output.to_bits() as i32);
@@ -409,8 +404,7 @@ impl PackedInt8 {
         let depth = self.in_features;
         assert!(input.len().is_multiple_of(depth));
         let (pack, offsets) = (self.pack_len(), self.block_rows());
-        with_operation_buffer(pack + offsets, |buffer| {
-            let (pack_buffer, row_offsets) = buffer.split_at_mut(pack);
+        with_operation_buffers([pack, offsets], |[pack_buffer, row_offsets]| {
             for input in input.chunks(offsets * depth) {
                 let (pack_buffer, row_offsets) = (pack_buffer.as_mut_ptr().cast(), row_offsets.as_mut_ptr());
                 let (m, k) = (dimension(input.len() / depth), dimension(depth));
