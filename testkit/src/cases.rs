@@ -59,9 +59,16 @@ impl CaseFile {
     }
 
     fn read_alone(path: &Path) -> Result<Self, String> {
-        let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+        Self::parse(&std::fs::read(path).map_err(|e| e.to_string())?)
+    }
+
+    /// Reads a file's bytes, without what another file holds of its cases.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let not_one = |e| format!("not a safetensors file: {e}");
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(not_one)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_one)?;
         let metadata = header.metadata().clone().unwrap_or_default();
         match metadata.get("format").map(String::as_str) {
             Some(FORMAT) => {}
@@ -70,7 +77,7 @@ impl CaseFile {
         let owned = |(name, view): (String, TensorView)| {
             (name, Tensor { dtype: view.dtype(), shape: view.shape().to_vec(), data: view.data().to_vec() })
         };
-        let tensors = SafeTensors::deserialize(&bytes).map_err(not_one)?.tensors().into_iter().map(owned).collect();
+        let tensors = SafeTensors::deserialize(bytes).map_err(not_one)?.tensors().into_iter().map(owned).collect();
         Ok(Self { metadata, tensors })
     }
 
