@@ -133,8 +133,8 @@ mod tests {
         // Of changed files some are read and some not: changes that no file survives would try nothing else.
         let mut read = 0;
         for seed in 0..200u32 {
-            let data: Vec<u8> =
-                (0..300u32).map(|i| ((i * 2_654_435_761u32.wrapping_add(seed * 40_503)) >> 13) as u8).collect();
+            let byte = |i: u32| (i.wrapping_mul(2_654_435_761u32.wrapping_add(seed * 40_503)) >> 13) as u8;
+            let data: Vec<u8> = (0..300).map(byte).collect();
             let mut u = Unstructured::new(&data);
             let file = mutate::safetensors(&real()[0], &mut u).unwrap();
             let layers = ModelFile::parse(&file).and_then(|file| file.load_quantized(1));

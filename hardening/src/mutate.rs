@@ -190,7 +190,8 @@ fn entry(header: &mut Map<String, Value>, data: usize, u: &mut Unstructured) -> 
         return Ok(());
     }
     let change = u.int_in_range(0..=8)?;
-    let Some(tensor) = header.get_mut(&one) else { return Ok(()) };
+    // An earlier change may have made something else of it.
+    let Some(tensor) = header.get_mut(&one).filter(|tensor| tensor.is_object()) else { return Ok(()) };
     match change {
         0 => drop(header.remove(&one)),
         1 => {

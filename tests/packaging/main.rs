@@ -7,6 +7,8 @@
 mod api;
 mod documentation;
 mod fetch;
+mod packages;
+mod plugin;
 mod providers;
 
 use fbgemm_testkit::files::empty_folder;
