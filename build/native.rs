@@ -47,6 +47,8 @@ pub fn compile(provider: &Provider) -> Result<Built, String> {
         .define("BRIDGE_GENERATED", &generated)
         .define("FBGEMM_KIND", if provider.is_libtorch() { "libtorch" } else { "prefix" })
         .define("FBGEMM_ROOT", &provider.root)
+        // As gcc's -fsanitize takes them, for this crate's own tests; hardening/sanitize says how.
+        .define("FBGEMM_RS_SANITIZE", env::get("FBGEMM_RS_SANITIZE").unwrap_or_default())
         .define("RESULTS", &out);
     if let Some(ninja) = &cmake.ninja {
         config.generator("Ninja").define("CMAKE_MAKE_PROGRAM", ninja);

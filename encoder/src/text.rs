@@ -41,7 +41,10 @@ impl TextTokenizer {
         let path = transformer.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|source| Error::File { path: path.clone(), source })?;
         let refused = |e: tokenizers::Error| Error::InvalidFile { path: path.clone(), message: e.to_string() };
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(refused)?;
+        // `tokenizers` panics at some of what it can't read: a decoder or normalizer of a kind that it does not know.
+        let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+        let unread = |_| Err("the crate `tokenizers` can't read it".into());
+        let mut tokenizer = parsed.unwrap_or_else(unread).map_err(refused)?;
         let of_sentences = [
             "sentence_bert_config.json",
             "sentence_roberta_config.json",

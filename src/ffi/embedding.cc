@@ -1,4 +1,5 @@
 #include "fbgemm/include/embedding.h"
+#include "fbgemm/include/thread.h"
 
 #include <fbgemm/FbgemmConvert.h>
 #include <fbgemm/FbgemmEmbedding.h>
@@ -98,9 +99,12 @@ std::unique_ptr<EmbeddingKernel> generate_embedding_kernel(
     bool half_output,
     bool weighted,
     bool lengths) {
+  const Call call;
   const Options options{bits, dimension, weighted, lengths};
-  return wide_indices ? generate<std::int64_t>(wide_offsets, half_output, options)
-                      : generate<std::int32_t>(wide_offsets, half_output, options);
+  auto kernel = wide_indices ? generate<std::int64_t>(wide_offsets, half_output, options)
+                             : generate<std::int32_t>(wide_offsets, half_output, options);
+  note_process_end<EmbeddingKernel>();
+  return kernel;
 }
 
 bool look_up_embedding(
@@ -113,6 +117,7 @@ bool look_up_embedding(
     const std::uint8_t* offsets,
     const float* weights,
     std::uint8_t* output) {
+  const Call call;
   return kernel.look_up(bags, count, rows, table, indices, offsets, weights, output);
 }
 

@@ -5,7 +5,7 @@ use super::rows::{Table, row_bytes, scale_bytes};
 use super::scratch::zeroed;
 use super::types::failed;
 use crate::cpu::SupportedCpu;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::sync::OnceLock;
 
 #[cxx::bridge(namespace = "fbgemm_rs")]
@@ -108,7 +108,7 @@ fn looking_up_reads_beyond(bits: u32, dimension: usize) -> usize {
 /// Whole rows as FBGEMM packs them, all finite: to fp16, or quantized to 8, 4 or 2 bits.
 ///
 /// # Errors
-/// [`Error::Fbgemm`](crate::error::Error::Fbgemm).
+/// [`Error::Fbgemm`].
 ///
 /// # Panics
 /// If the lengths are not those of the same number of rows, or as [`row_bytes`].
@@ -124,7 +124,7 @@ pub(crate) fn pack(bits: u32, dimension: usize, from: &[f32], to: &mut [u8], _: 
 /// The inverse of [`pack`]: the first rows of `memory`, which can have any bytes, as many as `to` takes.
 ///
 /// # Errors
-/// [`Error::Fbgemm`](crate::error::Error::Fbgemm).
+/// [`Error::Fbgemm`].
 ///
 /// # Panics
 /// If `to` has no whole rows, or `memory` fewer; and as [`row_bytes`].
@@ -148,17 +148,12 @@ pub(crate) fn unpack(bits: u32, dimension: usize, memory: &[u8], to: &mut [f32],
         run(whole, memory, to)?;
     }
     if whole < rows {
-        run(rows - whole, &with_slack(&memory[whole * width..rows * width]), to_last)?;
+        let last = &memory[whole * width..rows * width];
+        let mut copy = zeroed(last.len() + SLACK)?;
+        copy[..last.len()].copy_from_slice(last);
+        run(rows - whole, &copy, to_last)?;
     }
     Ok(())
-}
-
-/// A copy of rows with zeros behind them.
-fn with_slack(rows: &[u8]) -> Vec<u8> {
-    let mut copy = Vec::with_capacity(rows.len() + SLACK);
-    copy.extend_from_slice(rows);
-    copy.resize(rows.len() + SLACK, 0);
-    copy
 }
 
 /// The kernels of one kind of table, each generated when it is first called, and kept.
@@ -210,7 +205,7 @@ impl Kernels {
     /// FBGEMM reads beyond a row and there are fewer bytes behind it.
     ///
     /// # Errors
-    /// Those of [`SupportedCpu::get`]; [`Error::Fbgemm`](crate::error::Error::Fbgemm).
+    /// Those of [`SupportedCpu::get`]; [`Error::Fbgemm`].
     ///
     /// # Panics
     /// If the memory has not so many rows, the output not as many as there are bags, one less than there are offsets, or
@@ -298,17 +293,19 @@ impl Kernels {
         weights: Option<&[f32]>,
         output: &mut [T],
     ) -> Result<bool> {
-        let mut rows = Vec::with_capacity(indices.len() * self.row_bytes);
-        for &index in indices {
+        let bytes = indices.len().checked_mul(self.row_bytes).and_then(|bytes| bytes.checked_add(SLACK));
+        let mut rows = zeroed(bytes.ok_or(Error::OutOfMemory { bytes: usize::MAX })?)?;
+        for (&index, to) in indices.iter().zip(rows.chunks_exact_mut(self.row_bytes)) {
             match usize::try_from(index.into()) {
                 Ok(row) if row < table.rows => {
-                    rows.extend_from_slice(&table.memory[row * self.row_bytes..][..self.row_bytes]);
+                    to.copy_from_slice(&table.memory[row * self.row_bytes..][..self.row_bytes]);
                 }
                 _ => return Ok(false),
             }
         }
-        let copied = Table { memory: &with_slack(&rows), rows: indices.len() };
-        let places: Vec<i64> = (0..indices.len() as i64).collect();
+        let copied = Table { memory: &rows, rows: indices.len() };
+        let mut places = zeroed(indices.len())?;
+        (0..).zip(&mut places).for_each(|(i, place)| *place = i);
         self.bags(&copied, &places, &[0, indices.len() as i64], weights, output)
     }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <stdexcept>
+#include <tuple>
 #include <vector>
 
 namespace fbgemm_rs {
@@ -10,12 +11,17 @@ namespace {
 
 std::atomic<std::size_t> live_fp16{0};
 
+// What FBGEMM's constructor for a whole matrix takes, which does not check its allocation and so is not called but by a
+// test, which compares.
+constexpr std::int32_t default_rows = 512, default_kernel_blocks = 2;
+
 }  // namespace
 
 PackedWeightFp16::Layout::Layout(std::int32_t n, std::int32_t k) {
-  // FBGEMM's own choice, asked of the smallest matrix: its constructor for a whole one does not check its allocation.
-  const float one = 1.0f;
-  const fbgemm::PackedGemmMatrixFP16 smallest(fbgemm::matrix_op_t::Transpose, 1, 1, 1.0f, &one);
+  // FBGEMM chooses the columns by the instruction set, asked of a matrix without memory.
+  fbgemm::PackedGemmMatrixFP16 smallest(
+      1, 1, default_rows, 1, 1, 1, 1, 1, default_kernel_blocks, nullptr);
+  smallest.initializeParam();
   rows = smallest.blockRowSize();
   columns = smallest.blockColSize();
   kernel_blocks = smallest.kernelNumColBlocks();
@@ -73,6 +79,7 @@ void linear_fp16(
     std::int32_t task,
     std::int32_t tasks) {
   refuse_at_threads_end();
+  const Call call;
   fbgemm::cblas_gemm_compute(
       fbgemm::matrix_op_t::NoTranspose, m, input.data(), weight.matrix(), /*beta=*/0.0f, output, task, tasks);
   note_threads_end<PackedWeightFp16>();
@@ -93,6 +100,16 @@ void use_read_only_fp16(std::int32_t n, std::int32_t k) {
         unpack_fp16(packed, rust::Slice<float>(again.data(), again.size()));
         linear_fp16({input.data(), input.size()}, 2, packed, output.data(), 0, 1);
       });
+  const PackedWeightFp16 ours(weight.data(), n, k);
+  const fbgemm::PackedGemmMatrixFP16 fbgemms(fbgemm::matrix_op_t::Transpose, k, n, 1.0f, weight.data());
+  const auto layout = [](const fbgemm::PackedGemmMatrixFP16& matrix) {
+    return std::tuple(
+        matrix.blockRowSize(), matrix.blockColSize(), matrix.lastBrow(), matrix.numBrow(), matrix.numBcol(),
+        matrix.kernelNumColBlocks(), matrix.matSize());
+  };
+  if (layout(ours.matrix()) != layout(fbgemms)) {
+    throw std::runtime_error("another layout than FBGEMM's");
+  }
   if (again != weight || output[0] != static_cast<float>(k)) {
     throw std::runtime_error("another result than from a matrix that can be written to");
   }

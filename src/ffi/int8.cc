@@ -125,6 +125,7 @@ void multiply(
     std::int32_t* sums,
     std::uint8_t* pack_buffer) {
   refuse_at_threads_end();
+  const Call call;
   fbgemm::PackAMatrix<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer, /*groups=*/1, &weight.blocking());
   fbgemm::DoNothing<std::int32_t, std::int32_t> nothing{};
@@ -157,6 +158,7 @@ void linear_int8(
     std::int32_t task,
     std::int32_t tasks) {
   refuse_at_threads_end();
+  const Call call;
   fbgemm::DoNothing<float, float> nothing{};
   const auto multiply = [&](auto& packed_input) {
     const auto run = [&]<bool RELU, Granularity GRANULARITY>() {
@@ -205,6 +207,7 @@ void linear_static(
     std::uint8_t* pack_buffer,
     std::int32_t* row_offsets) {
   refuse_at_threads_end();
+  const Call call;
   fbgemm::PackAWithRowOffset<std::uint8_t> packed_input(
       fbgemm::matrix_op_t::NoTranspose, m, k, input.data(), k, pack_buffer, /*groups=*/1, row_offsets,
       &weight.blocking());

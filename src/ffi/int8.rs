@@ -1,6 +1,6 @@
 //! FBGEMM's int8 matrices and products: `PackBMatrix`, `fbgemmPacked` and its output stages.
 
-use super::scratch::with_operation_buffer;
+use super::scratch::with_operation_buffers;
 use super::tasks::{self, SharedOutput};
 use super::types::{BlockingFactors, failed};
 use super::{Params, check_int8_shape, dimension};
@@ -270,44 +270,44 @@ impl PackedInt8 {
         let (pack, offsets) = (self.pack_len(), self.block_rows());
         let at_once = rows.min(self.rows_at_once(width));
         let quantized = self.quantized_len(at_once);
-        with_operation_buffer(pack + at_once * width + offsets + quantized, |buffer| {
-            let (pack_buffer, rest) = buffer.split_at_mut(pack);
-            let (accumulators, rest) = rest.split_at_mut(at_once * width);
-            let (row_offsets, quantized) = rest.split_at_mut(offsets);
-            for (i, input) in input.chunks(at_once.max(1) * depth).enumerate() {
-                // SAFETY: `linear` checked that input, scales, zero points, offsets and bias have the lengths that rows,
-                // n and k say, that the output has rows × n, and that FBGEMM uses the instruction set that the weight is
-                // packed for; `tasks::run` gives this number to no other task, and FBGEMM writes disjoint parts of the
-                // output for different numbers. The accumulators and, where it is used, the buffer for the quantized
-                // input hold as many rows as this part of the input has; the pack buffer and the row offsets have the
-                // sizes that the weight's blocking asks for.
-                unsafe {
-                    bridge::linear_int8(
-                        input,
-                        dimension(input.len() / depth),
-                        dimension(width),
-                        dimension(depth),
-                        params.scale,
-                        params.zero_point,
-                        &self.handle,
-                        stage.scales,
-                        stage.zero_points,
-                        stage.col_offsets,
-                        stage.bias,
-                        stage.relu,
-                        output.start().add(i * at_once * width),
-                        accumulators.as_mut_ptr(),
-                        pack_buffer.as_mut_ptr().cast(),
-                        row_offsets.as_mut_ptr(),
-                        quantized.as_mut_ptr().cast(),
-                        task as i32,
-                        tasks as i32,
-                    )
+        with_operation_buffers(
+            [pack, at_once * width, offsets, quantized],
+            |[pack_buffer, accumulators, row_offsets, quantized]| {
+                for (i, input) in input.chunks(at_once.max(1) * depth).enumerate() {
+                    // SAFETY: `linear` checked that input, scales, zero points, offsets and bias have the lengths that rows,
+                    // n and k say, that the output has rows × n, and that FBGEMM uses the instruction set that the weight is
+                    // packed for; `tasks::run` gives this number to no other task, and FBGEMM writes disjoint parts of the
+                    // output for different numbers. The accumulators and, where it is used, the buffer for the quantized
+                    // input hold as many rows as this part of the input has; the pack buffer and the row offsets have the
+                    // sizes that the weight's blocking asks for.
+                    unsafe {
+                        bridge::linear_int8(
+                            input,
+                            dimension(input.len() / depth),
+                            dimension(width),
+                            dimension(depth),
+                            params.scale,
+                            params.zero_point,
+                            &self.handle,
+                            stage.scales,
+                            stage.zero_points,
+                            stage.col_offsets,
+                            stage.bias,
+                            stage.relu,
+                            output.start().add(i * at_once * width),
+                            accumulators.as_mut_ptr(),
+                            pack_buffer.as_mut_ptr().cast(),
+                            row_offsets.as_mut_ptr(),
+                            quantized.as_mut_ptr().cast(),
+                            task as i32,
+                            tasks as i32,
+                        )
+                    }
+                    .map_err(failed("fbgemmPacked"))?;
                 }
-                .map_err(failed("fbgemmPacked"))?;
-            }
-            Ok(())
-        })
+                Ok(())
+            },
+        )
     }
 
     /// `sums` = `input` · weightᵀ. `pack_buffer` has [`pack_len`](Self::pack_len) elements.
@@ -364,11 +364,8 @@ impl PackedInt8 {
         assert!(channels == width || !per_channel);
         let (pack, offsets) = (self.pack_len(), self.block_rows());
         let at_once = rows.min(self.rows_at_once(width)).max(1);
-        with_operation_buffer(pack + at_once * width + offsets + 2 * channels, |buffer| {
-            let (pack_buffer, rest) = buffer.split_at_mut(pack);
-            let (accumulators, rest) = rest.split_at_mut(at_once * width);
-            let (row_offsets, rest) = rest.split_at_mut(offsets);
-            let (sum_scales, multipliers) = rest.split_at_mut(channels);
+        with_operation_buffers([pack, at_once * width, offsets, channels, channels], |buffers| {
+            let [pack_buffer, accumulators, row_offsets, sum_scales, multipliers] = buffers;
             for ((&scale, sum_scale), multiplier) in stage.scales.iter().zip(&mut *sum_scales).zip(&mut *multipliers) {
                 let (of_sum, of_output) = step(scale);
                 (*sum_scale, *multiplier) = (of_sum.to_bits() as i32, of_output.to_bits() as i32);
@@ -421,9 +418,7 @@ impl PackedInt8 {
         let depth = self.in_features;
         assert!(input.len().is_multiple_of(depth));
         let (pack, offsets) = (self.pack_len(), self.block_rows());
-        with_operation_buffer(pack + offsets + self.quantized_len(offsets), |buffer| {
-            let (pack_buffer, rest) = buffer.split_at_mut(pack);
-            let (row_offsets, quantized) = rest.split_at_mut(offsets);
+        with_operation_buffers([pack, offsets, self.quantized_len(offsets)], |[pack_buffer, row_offsets, quantized]| {
             for input in input.chunks(offsets * depth) {
                 let (pack_buffer, quantized) = (pack_buffer.as_mut_ptr().cast(), quantized.as_mut_ptr().cast());
                 let row_offsets = row_offsets.as_mut_ptr();

@@ -14,6 +14,8 @@ pub(crate) mod tasks;
 pub(crate) mod embedding;
 #[cfg(fbgemm_linked)]
 pub(crate) mod fp16;
+#[cfg(all(test, fbgemm_linked))]
+pub(crate) mod guarded;
 #[cfg(fbgemm_linked)]
 pub(crate) mod int8;
 #[cfg(fbgemm_linked)]

@@ -16,26 +16,42 @@ thread_local! {
     static SEQUENCE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Runs `work` with this thread's buffer for operations: `len` elements of any content, aligned to a cache line as
-/// FBGEMM's own buffers are.
+/// Runs `work` with this thread's buffer for operations, in parts of these lengths and of any content. The first is
+/// aligned to a cache line as FBGEMM's own buffers are, the others follow it.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`], and those of `work`.
-pub(crate) fn with_operation_buffer<R>(len: usize, work: impl FnOnce(&mut [i32]) -> Result<R>) -> Result<R> {
-    with_buffer(&OPERATION, len, work)
+#[inline]
+pub(crate) fn with_operation_buffers<const N: usize, R>(
+    lens: [usize; N],
+    work: impl FnOnce([&mut [i32]; N]) -> Result<R>,
+) -> Result<R> {
+    #[cfg(all(test, fbgemm_linked))]
+    if super::guarded::is_on() {
+        // Each part ends or begins at a page without access, not only the last or the first.
+        let mut parts = [const { Vec::new() }; N];
+        for (part, len) in parts.iter_mut().zip(lens) {
+            *part = zeroed(len)?;
+        }
+        return work(parts.each_mut().map(|part| &mut part[..]));
+    }
+    let all = lens.iter().try_fold(0usize, |all, &len| all.checked_add(len));
+    with_buffer(&OPERATION, all.ok_or(Error::OutOfMemory { bytes: usize::MAX })?, |mut rest| {
+        work(lens.map(|len| rest.split_off_mut(..len).expect("the buffer is as long as all parts")))
+    })
 }
 
-/// [`with_operation_buffer`], for inputs and outputs converted: an operation may run meanwhile.
+/// A buffer as [`with_operation_buffers`] gives, for inputs and outputs converted: an operation may run meanwhile.
 pub(crate) fn with_conversion_buffer<R>(len: usize, work: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
     with_buffer(&CONVERSION, len, work)
 }
 
-/// [`with_operation_buffer`], for a recurrent layer's gates: conversions and operations may run meanwhile.
+/// A buffer as [`with_operation_buffers`] gives, for a recurrent layer's gates: conversions and operations may run meanwhile.
 pub(crate) fn with_sequence_buffer<R>(len: usize, work: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
     with_buffer(&SEQUENCE, len, work)
 }
 
-/// [`with_operation_buffer`], for indices and offsets.
+/// A buffer as [`with_operation_buffers`] gives, for indices and offsets.
 pub(crate) fn with_index_buffer<R>(len: usize, work: impl FnOnce(&mut [i64]) -> Result<R>) -> Result<R> {
     with_buffer(&INDICES, len, work)
 }
@@ -45,6 +61,10 @@ fn with_buffer<T: Zeroable, R>(
     len: usize,
     work: impl FnOnce(&mut [T]) -> Result<R>,
 ) -> Result<R> {
+    #[cfg(all(test, fbgemm_linked))]
+    if super::guarded::is_on() {
+        return work(&mut zeroed(len)?);
+    }
     let line = 64 / size_of::<T>();
     let all = len.checked_add(line).ok_or(Error::OutOfMemory { bytes: usize::MAX })?;
     // Taken out meanwhile: an operation inside an operation gets a buffer of its own. So does one in the destructor of
@@ -134,22 +154,67 @@ pub(crate) fn as_floats(buffer: &mut [i32]) -> &mut [f32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// Asks for buffers, one within the other, and writes to each while the inner ones are used.
+    fn nested(lens: &[[usize; 3]], release_at: usize) -> Result<()> {
+        let Some((lens, inner)) = lens.split_first() else { return Ok(()) };
+        with_operation_buffers(*lens, |parts| {
+            assert_eq!(parts.each_ref().map(|part| part.len()), *lens);
+            assert!(parts[0].as_ptr().addr().is_multiple_of(64));
+            let own = |part: usize| (inner.len() * 3 + part) as i32;
+            let mut part = 0;
+            let parts = parts.map(|memory| {
+                memory.fill(own(part));
+                part += 1;
+                memory
+            });
+            if inner.len() == release_at {
+                release();
+            }
+            nested(inner, release_at)?;
+            for (part, memory) in parts.iter().enumerate() {
+                assert!(memory.iter().all(|&x| x == own(part)), "someone else's writes");
+            }
+            as_bytes(parts[2]).fill(0x7f);
+            assert!(as_floats(parts[2]).iter().all(|x| x.to_bits() == 0x7f7f_7f7f));
+            Ok(())
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn parts_of_buffers_are_as_long_as_asked_for_and_never_shared(
+            lens in prop::collection::vec([0usize..300, 0usize..300, 0usize..300], 1..5), release_at in 0usize..8,
+        ) {
+            nested(&lens, release_at).unwrap();
+            let held = bytes();
+            nested(&lens, 8).unwrap();
+            prop_assert!(bytes() >= held.min(4));
+            release();
+            prop_assert_eq!(bytes(), 0);
+        }
+    }
 
     #[test]
     fn memory_that_there_is_not_is_an_error() {
         assert_eq!(zeroed::<f32>(usize::MAX).unwrap_err(), Error::OutOfMemory { bytes: usize::MAX });
         assert!(matches!(zeroed::<f32>(1 << 60), Err(Error::OutOfMemory { .. })));
-        assert!(with_operation_buffer(usize::MAX, |_| Ok(())).is_err());
+        assert!(with_operation_buffers([usize::MAX], |_| Ok(())).is_err());
+        assert!(with_operation_buffers([usize::MAX, 2], |_| Ok(())).is_err());
         assert_eq!(zeroed::<f64>(3).unwrap(), [0.0; 3]);
         assert!(zeroed::<u8>(0).unwrap().is_empty());
     }
 
     #[test]
     fn a_buffer_inside_a_buffer_is_another_one() {
-        with_operation_buffer(10, |outer| {
+        with_operation_buffers([10], |[outer]| {
             outer.fill(7);
-            with_operation_buffer(10, |inner| {
-                inner.fill(8);
+            with_operation_buffers([4, 6], |[a, b]| {
+                a.fill(8);
+                b.fill(9);
                 Ok(())
             })?;
             assert_eq!(outer, [7; 10]);

@@ -116,6 +116,35 @@ pub(crate) fn by_rows<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn rows_on_any_threads_are_each_written_once(
+            rows in 0usize..300, width in 1usize..9, unit in 1usize..50, tasks in 1usize..40, threads in 1usize..5,
+        ) {
+            let mut output = vec![0usize; rows * width];
+            let execute = |task: &(dyn Fn(usize) + Sync)| {
+                std::thread::scope(|scope| {
+                    for thread in 0..threads {
+                        // Each number by two threads, and numbers that there are not.
+                        scope.spawn(move || (0..tasks + 3).for_each(|i| if i % threads != thread || threads == 1 { task(i) }));
+                    }
+                    (0..tasks).rev().for_each(task);
+                });
+            };
+            by_rows(&mut output, width, unit, tasks, execute, |part, rows| {
+                assert_eq!(rows.len(), part.len() * width);
+                for (row, values) in part.zip(rows.chunks_mut(width)) {
+                    values.iter_mut().for_each(|value| *value += row + 1);
+                }
+                Ok(())
+            }).unwrap();
+            prop_assert!(output.chunks(width).enumerate().all(|(row, values)| values.iter().all(|&x| x == row + 1)));
+        }
+    }
 
     #[test]
     fn every_row_is_given_to_one_task() {

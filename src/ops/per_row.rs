@@ -4,7 +4,7 @@
 use crate::cpu::SupportedCpu;
 use crate::error::Result;
 use crate::ffi::int8::{OutputStage, PackedInt8};
-use crate::ffi::scratch::{as_bytes, with_operation_buffer};
+use crate::ffi::scratch::{as_bytes, with_operation_buffers};
 use crate::ffi::{Params, quantize};
 use crate::quant::input::InputScheme;
 use crate::quant::range::finite_range;
@@ -29,10 +29,7 @@ pub(crate) fn linear(
     // As many as fit with their sums, and as many as fit with their bytes.
     let at_once = rows.min(packed.rows_at_once(width)).min(packed.rows_at_once(depth.div_ceil(4))).max(1);
     let bytes = (at_once * depth).div_ceil(size_of::<i32>());
-    with_operation_buffer(pack + at_once * (width + 2) + bytes, |buffer| {
-        let (pack_buffer, rest) = buffer.split_at_mut(pack);
-        let (sums, rest) = rest.split_at_mut(at_once * width);
-        let (chosen, bytes) = rest.split_at_mut(at_once * 2);
+    with_operation_buffers([pack, at_once * width, at_once * 2, bytes], |[pack_buffer, sums, chosen, bytes]| {
         let bytes = as_bytes(bytes);
         for (input, output) in input.chunks(at_once * depth).zip(output.chunks_mut(at_once * width)) {
             let quantized = &mut bytes[..input.len()];

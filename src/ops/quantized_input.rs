@@ -6,7 +6,7 @@ use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
 use crate::ffi::Params;
 use crate::ffi::quantize;
-use crate::ffi::scratch::{as_floats, with_operation_buffer};
+use crate::ffi::scratch::{as_floats, with_operation_buffers};
 use crate::ops::lengths::{check_size, same_length};
 use crate::quant::input::{InputGranularity, InputScheme};
 use crate::quant::range::finite_range;
@@ -136,9 +136,7 @@ impl Operands<'_> {
         let parts = input.rows().div_ceil(most).max(1);
         let at_once = input.rows().div_ceil(parts).max(1);
         let pack = packed.pack_len();
-        with_operation_buffer(pack + (at_once + 1) * width, |buffer| {
-            let (pack_buffer, rest) = buffer.split_at_mut(pack);
-            let (sums, output) = rest.split_at_mut(at_once * width);
+        with_operation_buffers([pack, at_once * width, width], |[pack_buffer, sums, output]| {
             let output = as_floats(output);
             for (part, bytes) in input.bytes.chunks(at_once * depth).enumerate() {
                 let first = part * at_once;

@@ -61,6 +61,33 @@ fn scan_in_lanes(values: &[f32]) -> (f32, f32, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn lanes_find_what_one_look_after_the_other_finds(
+            bits in prop::collection::vec(any::<u32>(), 0..200), odd in 0u32..400, start in 0usize..9,
+        ) {
+            // Any bits, of which a twelfth of cases keeps what is not finite; at any place in memory.
+            let value = |(i, bits): (usize, u32)| match f32::from_bits(bits) {
+                x if x.is_finite() || odd == i as u32 => x,
+                _ => f32::from_bits(bits & 0x807f_ffff),
+            };
+            let values: Vec<f32> = bits.into_iter().enumerate().map(value).collect();
+            let values = &values[start.min(values.len())..];
+            let found = finite_range(values, "values", SupportedCpu::get().unwrap());
+            match values.iter().position(|x| !x.is_finite()) {
+                Some(bad) => prop_assert!(matches!(found, Err(Error::NotFinite { index, .. }) if index == bad), "at {bad}"),
+                None => {
+                    let low = values.iter().copied().reduce(f32::min).unwrap_or(0.0);
+                    let high = values.iter().copied().reduce(f32::max).unwrap_or(0.0);
+                    prop_assert_eq!(found, Ok((low, high)));
+                }
+            }
+        }
+    }
 
     #[test]
     fn finds_the_range_at_every_length_and_position() {

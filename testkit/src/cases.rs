@@ -43,13 +43,13 @@ impl CaseFile {
     /// What is wrong with the files.
     pub fn read(path: &Path) -> Result<Self, String> {
         let read = |path: &Path| std::fs::read(path).map_err(|e| e.to_string());
-        let file = Self::alone(&read(path)?)?;
+        let file = Self::parse(&read(path)?)?;
         let Some(name) = file.metadata.get(INPUTS) else { return Ok(file) };
         let about = |e: String| format!("the file of its inputs, {name:?}: {e}");
         if Path::new(name).file_name().is_none_or(|plain| plain != name.as_str()) {
             return Err(about("expected the name of a file beside it".into()));
         }
-        let shared = read(&path.with_file_name(name)).and_then(|bytes| Self::alone(&bytes)).map_err(about)?;
+        let shared = read(&path.with_file_name(name)).and_then(|bytes| Self::parse(&bytes)).map_err(about)?;
         file.joined(shared)
     }
 
@@ -58,7 +58,7 @@ impl CaseFile {
     /// # Errors
     /// What is wrong with them.
     pub fn of_bytes(bytes: &[u8], inputs: &[u8]) -> Result<Self, String> {
-        Self::alone(bytes)?.joined(Self::alone(inputs)?)
+        Self::parse(bytes)?.joined(Self::parse(inputs)?)
     }
 
     fn joined(mut self, shared: Self) -> Result<Self, String> {
@@ -71,7 +71,11 @@ impl CaseFile {
         Ok(self)
     }
 
-    fn alone(bytes: &[u8]) -> Result<Self, String> {
+    /// Reads a file's bytes, without what another file holds of its cases.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let not_one = |e| format!("not a safetensors file: {e}");
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_one)?;
         let metadata = header.metadata().clone().unwrap_or_default();

@@ -9,8 +9,12 @@ const FOLDER: &str = "ninja-1.13.2";
 const FILE: &str = "ninja-1.13.2/ninja-1.13.2.data/scripts/ninja";
 
 fn fetch(cache: &Path) -> Command {
+    fetch_item(cache, "vendor/pins.json", ITEM)
+}
+
+fn fetch_item(cache: &Path, pins: &str, item: &str) -> Command {
     let mut command = Command::new("python3");
-    command.args(["vendor/fetch.py", "vendor/pins.json", ITEM]).current_dir(ROOT).env("FBGEMM_RS_CACHE", cache);
+    command.args(["vendor/fetch.py", pins, item]).current_dir(ROOT).env("FBGEMM_RS_CACHE", cache);
     command.env_remove("FBGEMM_RS_OFFLINE").env_remove("CARGO_NET_OFFLINE");
     command
 }
@@ -128,6 +132,119 @@ fn another_file_than_the_pinned_one_is_refused() {
     command.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", &index);
     let said = refused(command);
     assert!(said.contains("another file than the pinned") && said.contains("ninja==1.13.2"), "{said}");
+    nothing_but_locks(&cache);
+}
+
+/// Makes a wheel `thing` of the members that `make` writes to the archive `z`, and the pins that have it under its own
+/// hash: an index, or whoever made the pins, means harm.
+fn hostile(name: &str, make: &str) -> (PathBuf, String) {
+    let index = folder(&format!("fetch-hostile-{name}"));
+    let script = format!(
+        r#"
+import hashlib, json, sys, zipfile
+wheel = sys.argv[1] + "/thing-1.0-py3-none-any.whl"
+def link(name, to):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o120777 << 16
+    z.writestr(info, to)
+with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as z:
+    z.writestr("thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+    z.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    z.writestr("thing-1.0.dist-info/RECORD", "")
+    z.writestr("thing/good", "good")
+    z.writestr("elsewhere/thing", "not kept")
+{make}
+data = open(wheel, "rb").read()
+manifest = hashlib.sha256(b"good").hexdigest() + " 4 thing/good\n"
+print(json.dumps({{"thing": {{
+    "dir": "thing", "files": hashlib.sha256(manifest.encode()).hexdigest(), "python": "3.12", "platforms": ["any"],
+    "unpacked": 1000000,
+    "wheels": [{{"name": "thing", "version": "1.0", "size": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+                "keep": ["thing/*", "/*"]}}]}}}}))
+"#
+    );
+    let mut python = Command::new("python3");
+    // Writing a name twice is a warning of Python's.
+    let output = python.args(["-W", "ignore", "-c", &script]).arg(&index).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    (index, String::from_utf8(output.stdout).unwrap())
+}
+
+fn fetch_hostile(cache: &Path, index: &Path, pins: &str) -> Command {
+    let mut command = fetch_item(cache, pins, "thing");
+    command.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", index);
+    command
+}
+
+#[test]
+fn of_a_wheel_with_more_files_only_those_that_are_kept_stay() {
+    let cache = folder("fetch-more-files");
+    let (index, pins) = hostile("none", "");
+    let item = fetched(fetch_hostile(&cache, &index, &pins));
+    assert_eq!(fbgemm_testkit::files::names_in(&item), ["MANIFEST", "thing"]);
+    assert_eq!(fbgemm_testkit::files::names_in(&item.join("thing")), ["good"]);
+    // What comes into the cache later is seen, too.
+    let offline = || {
+        let mut command = fetch_hostile(&cache, &index, &pins);
+        command.env("FBGEMM_RS_OFFLINE", "1");
+        command
+    };
+    std::fs::write(item.join("thing/more"), "").unwrap();
+    assert!(refused(offline()).contains("damaged (thing/more is none of the pinned files)"));
+    std::fs::remove_file(item.join("thing/more")).unwrap();
+    std::fs::rename(item.join("thing/good"), cache.join("good")).unwrap();
+    std::os::unix::fs::symlink(cache.join("good"), item.join("thing/good")).unwrap();
+    assert!(refused(offline()).contains("damaged (thing/good is a link)"));
+}
+
+#[test]
+fn a_wheel_made_to_harm_is_refused_and_leaves_nothing() {
+    for (name, make, expected) in [
+        ("absolute", r#"    z.writestr("/thing-outside", "")"#, "'/thing-outside', whose name leads elsewhere"),
+        ("up", r#"    z.writestr("thing/../../outside", "")"#, "'thing/../../outside', whose name leads elsewhere"),
+        ("backslash", r#"    z.writestr("thing/..\\..\\outside", "")"#, "whose name leads elsewhere"),
+        (
+            "nul",
+            r#"    z.writestr("thing/x", ""); z.filelist[-1].filename = "thing/a\0b""#,
+            "whose name leads elsewhere",
+        ),
+        ("link", r#"    link("thing/link", "/etc/passwd")"#, "thing/link is a link or device"),
+        ("through", r#"    link("thing/d", ".."); z.writestr("thing/d/outside", "")"#, "thing/d is a link or device"),
+        ("twice", r#"    z.writestr("thing/good", "bad")"#, "has the file thing/good twice"),
+        ("below", r#"    z.writestr("thing/good/a/b", "")"#, "a file and a folder of one name, thing/good/a"),
+        (
+            "bomb",
+            r#"    z.writestr("thing/large", bytes(300_000_000))"#,
+            "thing/large unpacks to more bytes than pinned",
+        ),
+        ("many", r#"    [z.writestr(f"thing/{i}", bytes(100_000)) for i in range(50)]"#, "more bytes than pinned"),
+        (
+            "lying",
+            r#"    z.writestr("thing/large", bytes(300_000_000)); z.filelist[-1].file_size = 10"#,
+            "is no whole wheel: Bad CRC-32",
+        ),
+        ("changed", r#"    z.writestr("thing/good2", "")"#, "the files kept of thing hash to"),
+    ] {
+        let cache = folder(&format!("fetch-hostile-{name}-cache"));
+        let (index, pins) = hostile(name, make);
+        let started = std::time::Instant::now();
+        let said = refused(fetch_hostile(&cache, &index, &pins));
+        assert!(said.contains(expected), "{name}: {said}");
+        nothing_but_locks(&cache);
+        println!("{name}: {said} ({:?})", started.elapsed());
+    }
+}
+
+#[test]
+fn an_index_that_moved_or_has_another_version_is_one_line() {
+    let cache = folder("fetch-moved");
+    let (index, pins) = hostile("moved", "");
+    let newer = pins.replace(r#""version": "1.0""#, r#""version": "2.0""#);
+    let said = refused(fetch_hostile(&cache, &index, &newer));
+    assert!(said.contains("pip could not download thing==2.0"), "{said}");
+    std::fs::remove_file(index.join("thing-1.0-py3-none-any.whl")).unwrap();
+    let said = refused(fetch_hostile(&cache, &index, &pins));
+    assert!(said.contains("pip could not download thing==1.0"), "{said}");
     nothing_but_locks(&cache);
 }
 

@@ -9,6 +9,8 @@ mod api;
 mod archive;
 mod documentation;
 mod fetch;
+mod packages;
+mod plugin;
 mod prefix;
 mod providers;
 

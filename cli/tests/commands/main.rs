@@ -4,6 +4,7 @@ mod bench;
 mod clients;
 mod embed;
 mod files;
+mod hostile;
 mod info;
 mod output;
 mod page;

@@ -10,6 +10,7 @@ use super::model_file::ModelFile;
 use super::write::{Part, Target, write};
 use crate::cpu::SupportedCpu;
 use crate::error::{Error, Result};
+use crate::ffi::scratch::zeroed;
 use crate::ffi::{check_fp16_shape, check_int8_shape};
 use crate::model::kind::{Kind, Matrix, TableSizes, kinds};
 use crate::model::names::{join_name, layer_of, part_name, recurrent_module};
@@ -545,17 +546,17 @@ impl Layer {
             && let Some(weight) = foreign.int8(file, &self.weight)?
         {
             let about = WeightReport::unchanged(&weight).with_input(scheme.inputs);
-            return Ok((about, quantized_bytes(weight, bias.as_deref())));
+            return Ok((about, quantized_bytes(weight, bias.as_deref())?));
         }
         let weight = match &self.foreign {
             Some(foreign) => foreign.floats(file, &self.weight)?,
             None => file.tensor_f32(&self.weight)?.1,
         };
-        let weight = if self.transposed { transposed(&weight, k, n) } else { weight };
+        let weight = if self.transposed { transposed(&weight, k, n)? } else { weight };
         let (about, quantized) = quantize_linear(&weight, n, k, scheme)?;
         Ok(match quantized {
-            Quantized::Int8(weight, _) => (about, quantized_bytes(weight, bias.as_deref())),
-            Quantized::Fp16(packed) => (about, fp16_bytes(&packed.unpack()?, bias.as_deref())),
+            Quantized::Int8(weight, _) => (about, quantized_bytes(weight, bias.as_deref())?),
+            Quantized::Fp16(packed) => (about, fp16_bytes(&packed.unpack()?, bias.as_deref())?),
         })
     }
 }
@@ -599,7 +600,7 @@ impl Table {
         let tensor = file.tensor(&self.weight)?;
         let of_row = tensor.len() / self.rows.max(1);
         let piece = rows_at_once(self.dimension);
-        let (mut errors, mut bytes) = (RowErrors::default(), vec![0; piece.min(self.rows) * of_row]);
+        let (mut errors, mut bytes) = (RowErrors::default(), zeroed(piece.min(self.rows) * of_row)?);
         for start in (0..self.rows).step_by(piece) {
             let rows = (self.rows - start).min(piece);
             let bytes = &mut bytes[..rows * of_row];
@@ -615,12 +616,15 @@ impl Table {
 }
 
 /// A matrix of `rows` by `columns` the other way round.
-fn transposed(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut result = Vec::with_capacity(matrix.len());
-    for column in 0..columns {
-        result.extend((0..rows).map(|row| matrix[row * columns + column]));
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+fn transposed(matrix: &[f32], rows: usize, columns: usize) -> Result<Vec<f32>> {
+    let mut result = zeroed(matrix.len())?;
+    for (column, to) in result.chunks_mut(rows.max(1)).enumerate() {
+        to.iter_mut().enumerate().for_each(|(row, value)| *value = matrix[row * columns + column]);
     }
-    result
+    Ok(result)
 }
 
 #[cfg(test)]
@@ -632,6 +636,6 @@ mod tests {
         assert_eq!(bias_names("a.in_proj_weight")[0], "a.in_proj_bias");
         assert_eq!(bias_names("lstm.weight_ih_l0")[0], "lstm.bias_ih_l0");
         assert_eq!(bias_names("enc_w"), ["enc_w.bias", "enc_w_bias"]);
-        assert_eq!(transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert_eq!(transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3).unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
     }
 }

@@ -10,6 +10,7 @@ use super::format::{floats, is_float, numbers};
 use super::model_file::ModelFile;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
+use crate::ffi::scratch::zeroed;
 use crate::model::names::layer_of;
 use crate::quant::weight::QuantizedWeight;
 use safetensors::tensor::Dtype;
@@ -154,7 +155,7 @@ impl Foreign {
         let tensor = file.tensor(full)?;
         let (n, k) = (tensor.shape()[0], tensor.shape()[1]);
         let (mut scales, zero_points) = (self.scales(file)?, self.zero_points(file)?);
-        let data = numbers(&tensor.data()?, i8::from_le_bytes);
+        let data = numbers(&tensor.data()?, i8::from_le_bytes)?;
         let channels = scales.len();
         // Zeros have no largest weight to scale by: whatever their scale, they are 0.
         for ((scale, zero_point), of_it) in scales.iter_mut().zip(&zero_points).zip(data.chunks(n * k / channels)) {
@@ -193,7 +194,10 @@ impl Foreign {
             // Both exact, as is their difference.
             (decode(byte) - zero_points.get(of).map_or(0.0, |&zero_point| zero_point as f32)) * scales[of]
         };
-        Ok(tensor.data()?.iter().enumerate().map(value).collect())
+        let bytes = tensor.data()?;
+        let mut values = zeroed(bytes.len())?;
+        values.iter_mut().zip(bytes.iter().enumerate()).for_each(|(to, from)| *to = value(from));
+        Ok(values)
     }
 
     fn scales(&self, file: &ModelFile) -> Result<Vec<f32>> {
@@ -208,16 +212,16 @@ impl Foreign {
     fn zero_points(&self, file: &ModelFile) -> Result<Vec<i32>> {
         match (&self.zero_point, self.kind) {
             (_, Kind::Float8) => Ok(Vec::new()),
-            (None, _) => Ok(vec![0; self.channels(file)?]),
+            (None, _) => zeroed(self.channels(file)?),
             (Some(name), _) => {
                 let tensor = file.tensor(name)?;
                 let bytes = tensor.data()?;
-                Ok(match tensor.dtype() {
+                match tensor.dtype() {
                     Dtype::I8 => numbers(&bytes, |b| i32::from(i8::from_le_bytes(b))),
                     Dtype::I32 => numbers(&bytes, i32::from_le_bytes),
                     // One beyond 32 bits is as wrong as the largest.
                     _ => numbers(&bytes, |b| i32::try_from(i64::from_le_bytes(b)).unwrap_or(i32::MAX)),
-                })
+                }
             }
         }
     }

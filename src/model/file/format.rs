@@ -2,6 +2,7 @@
 
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
+use crate::ffi::scratch::{Zeroable, zeroed};
 use crate::model::names::part_name;
 use crate::quant::input::InputScheme;
 use crate::quant::weight::QuantizedWeight;
@@ -29,13 +30,25 @@ pub(crate) fn wrong(name: &str, tensor: &Tensor, expected: &str) -> Error {
     Error::WrongTensor { name: name.to_string(), given, expected: expected.to_string() }
 }
 
-pub(crate) fn le_bytes<T: Copy, const SIZE: usize>(numbers: &[T], write: impl Fn(T) -> [u8; SIZE]) -> Vec<u8> {
-    numbers.iter().flat_map(|&number| write(number)).collect()
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub(crate) fn le_bytes<T: Copy, const SIZE: usize>(numbers: &[T], write: impl Fn(T) -> [u8; SIZE]) -> Result<Vec<u8>> {
+    let mut bytes = zeroed(numbers.len().saturating_mul(SIZE))?;
+    for (chunk, &number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+        *chunk = write(number);
+    }
+    Ok(bytes)
 }
 
-pub(crate) fn numbers<T, const SIZE: usize>(bytes: &[u8], read: impl Fn([u8; SIZE]) -> T) -> Vec<T> {
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub(crate) fn numbers<T: Zeroable, const SIZE: usize>(bytes: &[u8], read: impl Fn([u8; SIZE]) -> T) -> Result<Vec<T>> {
     let (chunks, _) = bytes.as_chunks::<SIZE>();
-    chunks.iter().map(|chunk| read(*chunk)).collect()
+    let mut numbers = zeroed(chunks.len())?;
+    for (number, chunk) in numbers.iter_mut().zip(chunks) {
+        *number = read(*chunk);
+    }
+    Ok(numbers)
 }
 
 pub(crate) fn floats(name: &str, tensor: &Tensor) -> Result<Vec<f32>> {
@@ -44,13 +57,13 @@ pub(crate) fn floats(name: &str, tensor: &Tensor) -> Result<Vec<f32>> {
 
 /// Some of a float tensor's bytes, as `f32`.
 pub(crate) fn floats_of(name: &str, tensor: &Tensor, bytes: &[u8]) -> Result<Vec<f32>> {
-    Ok(match tensor.dtype() {
+    match tensor.dtype() {
         Dtype::F32 => numbers(bytes, f32::from_le_bytes),
         Dtype::F64 => numbers(bytes, |b| f64::from_le_bytes(b) as f32),
         Dtype::F16 => numbers(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
         Dtype::BF16 => numbers(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
-        _ => return Err(wrong(name, tensor, "F32, F64, F16 or BF16")),
-    })
+        _ => Err(wrong(name, tensor, "F32, F64, F16 or BF16")),
+    }
 }
 
 pub(crate) fn is_float(dtype: Dtype) -> bool {
@@ -71,10 +84,12 @@ pub(crate) fn fp16_tensors(name: &str, n: usize, k: usize, has_bias: bool) -> Ve
     tensors
 }
 
-pub(crate) fn fp16_bytes<'a>(weight: &[f32], bias: Option<&[f32]>) -> Vec<Cow<'a, [u8]>> {
-    let mut bytes: Vec<Cow<[u8]>> = vec![le_bytes(weight, |w| half::f16::from_f32(w).to_le_bytes()).into()];
-    bytes.extend(bias.map(|bias| Cow::from(le_bytes(bias, f32::to_le_bytes))));
-    bytes
+pub(crate) fn fp16_bytes<'a>(weight: &[f32], bias: Option<&[f32]>) -> Result<Vec<Cow<'a, [u8]>>> {
+    let mut bytes: Vec<Cow<[u8]>> = vec![le_bytes(weight, |w| half::f16::from_f32(w).to_le_bytes())?.into()];
+    if let Some(bias) = bias {
+        bytes.push(le_bytes(bias, f32::to_le_bytes)?.into());
+    }
+    Ok(bytes)
 }
 
 /// The tensors of a quantized layer, and, in the same order, their bytes.
@@ -95,16 +110,18 @@ pub(crate) fn quantized_tensors(
     tensors
 }
 
-pub(crate) fn quantized_bytes<'a>(weight: QuantizedWeight, bias: Option<&[f32]>) -> Vec<Cow<'a, [u8]>> {
+pub(crate) fn quantized_bytes<'a>(weight: QuantizedWeight, bias: Option<&[f32]>) -> Result<Vec<Cow<'a, [u8]>>> {
     let (data, about) = weight.into_parts();
     // In place: the standard library collects a vector's elements into its own memory where their sizes agree.
     let data: Vec<u8> = data.into_iter().map(|q| q as u8).collect();
     let mut bytes: Vec<Cow<[u8]>> = vec![
         data.into(),
-        le_bytes(&about.scales, f32::to_le_bytes).into(),
-        le_bytes(&about.zero_points, i32::to_le_bytes).into(),
-        le_bytes(&about.col_offsets, i32::to_le_bytes).into(),
+        le_bytes(&about.scales, f32::to_le_bytes)?.into(),
+        le_bytes(&about.zero_points, i32::to_le_bytes)?.into(),
+        le_bytes(&about.col_offsets, i32::to_le_bytes)?.into(),
     ];
-    bytes.extend(bias.map(|bias| Cow::from(le_bytes(bias, f32::to_le_bytes))));
-    bytes
+    if let Some(bias) = bias {
+        bytes.push(le_bytes(bias, f32::to_le_bytes)?.into());
+    }
+    Ok(bytes)
 }

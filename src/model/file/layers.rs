@@ -96,7 +96,7 @@ pub fn save_modules(model: &(impl Modules + ?Sized), others: &[PlainTensor], pat
             return Err(Error::WrongLength { what: "tensor", given: values.len(), expected });
         }
         parts.push(Part::made(vec![(name.to_string(), Dtype::F32, shape.to_vec())], move || {
-            Ok(vec![le_bytes(values, f32::to_le_bytes).into()])
+            Ok(vec![le_bytes(values, f32::to_le_bytes)?.into()])
         }));
     }
     let (mut unloaded, mut metadata) = (None, BTreeMap::new());
@@ -123,17 +123,17 @@ pub fn save_modules(model: &(impl Modules + ?Sized), others: &[PlainTensor], pat
                 tensors.extend(bias.map(|_| (part_name(name, "bias"), Dtype::F32, vec![n])));
                 Part::made(tensors, || {
                     let values = std::iter::once(layer.weight()).chain(layer.bias());
-                    Ok(values.map(|values| le_bytes(values, f32::to_le_bytes).into()).collect())
+                    values.map(|values| Ok(le_bytes(values, f32::to_le_bytes)?.into())).collect()
                 })
             }
             Linear::Int8(layer) => {
                 Part::made(quantized_tensors(name, n, k, layer.scales().len(), bias.is_some()), || {
                     let (weight, bias) = layer.to_portable()?.into_weight_and_bias();
-                    Ok(quantized_bytes(weight, bias.as_deref()))
+                    quantized_bytes(weight, bias.as_deref())
                 })
             }
             Linear::Fp16(layer) => {
-                Part::made(fp16_tensors(name, n, k, bias.is_some()), || Ok(fp16_bytes(&layer.weight()?, layer.bias())))
+                Part::made(fp16_tensors(name, n, k, bias.is_some()), || fp16_bytes(&layer.weight()?, layer.bias()))
             }
             Linear::Unloaded { .. } => return unloaded = unloaded.take().or(Some(name.to_string())),
         });

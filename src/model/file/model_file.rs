@@ -322,10 +322,10 @@ impl<'a> ModelFile<'a> {
     fn read_portable(&self, name: &str) -> Result<PortableLinear> {
         let [n, k] = self.check_shapes(name)?;
         let part = |part: &str| self.part(name, part);
-        let scales = numbers(&part("scale")?.data()?, f32::from_le_bytes);
-        let zero_points = numbers(&part("zero_point")?.data()?, i32::from_le_bytes);
-        let col_offsets = numbers(&part("col_offsets")?.data()?, i32::from_le_bytes);
-        let data = numbers(&part("weight")?.data()?, i8::from_le_bytes);
+        let scales = numbers(&part("scale")?.data()?, f32::from_le_bytes)?;
+        let zero_points = numbers(&part("zero_point")?.data()?, i32::from_le_bytes)?;
+        let col_offsets = numbers(&part("col_offsets")?.data()?, i32::from_le_bytes)?;
+        let data = numbers(&part("weight")?.data()?, i8::from_le_bytes)?;
         let weight = QuantizedWeight::from_stored(data, &col_offsets, scales, zero_points, n, k)?;
         let input = match self.metadata.get(&format!("{INPUT_KEY}{name}")) {
             Some(scheme) => scheme.parse()?,

@@ -7,6 +7,7 @@ use super::shards::{Index, MODEL, SHARD_KEY, Shard, check_alone, is_index, shard
 use super::source::Source;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
+use crate::ffi::scratch::zeroed;
 use crate::model::names::{layer_of, recurrent_module};
 use safetensors::tensor::{Dtype, TensorInfo};
 use std::borrow::Cow;
@@ -298,7 +299,7 @@ fn write_parts(
             Content::Copied(tensor) => {
                 let (start, size) = place(&tensors[0].0);
                 file.seek(SeekFrom::Start((header.len() + start) as u64)).map_err(io)?;
-                let mut piece = vec![0; size.min(1 << 20)];
+                let mut piece = zeroed(size.min(1 << 20))?;
                 for at in (0..size).step_by(1 << 20) {
                     let piece = &mut piece[..(size - at).min(1 << 20)];
                     tensor.read_into(at, piece)?;
