@@ -45,6 +45,10 @@ class Kernel final : public EmbeddingKernel {
   Function function_;
 };
 
+/// A tag for the kernels of tables of 4 and 2 bits, whose FBGEMM function is another one.
+template <typename Index, typename Offset, typename Out>
+struct OfFewBits;
+
 struct Options {
   std::int32_t bits;
   std::int64_t dimension;
@@ -57,9 +61,11 @@ std::unique_ptr<EmbeddingKernel> generate(const Options& options) {
   // PyTorch takes means by a division afterwards, which rounds otherwise than FBGEMM's product with 1 / length.
   constexpr bool mean = false, positional = false;
   const auto plain = [&]<typename In>() -> std::unique_ptr<EmbeddingKernel> {
-    return std::make_unique<Kernel<In, Index, Offset, Out>>(
-        fbgemm::GenerateEmbeddingSpMDM<In, Index, Offset, Out>(
-            dimension, weighted, mean, prefetch, positional, !lengths));
+    using Made = Kernel<In, Index, Offset, Out>;
+    auto kernel = std::make_unique<Made>(fbgemm::GenerateEmbeddingSpMDM<In, Index, Offset, Out>(
+        dimension, weighted, mean, prefetch, positional, !lengths));
+    note_process_end<Made>(); // FBGEMM keeps the code of each combination of types in static objects of its own
+    return kernel;
   };
   switch (bits) {
     case 32:
@@ -69,10 +75,13 @@ std::unique_ptr<EmbeddingKernel> generate(const Options& options) {
     case 8:
       return plain.template operator()<std::uint8_t>();
     case 4:
-    case 2:
-      return std::make_unique<Kernel<std::uint8_t, Index, Offset, Out>>(
+    case 2: {
+      auto kernel = std::make_unique<Kernel<std::uint8_t, Index, Offset, Out>>(
           fbgemm::GenerateEmbeddingSpMDMNBit<Index, Offset, Out>(
               bits, dimension, weighted, mean, prefetch, positional, !lengths));
+      note_process_end<OfFewBits<Index, Offset, Out>>();
+      return kernel;
+    }
     default:
       unknown_bits();
   }
@@ -101,10 +110,8 @@ std::unique_ptr<EmbeddingKernel> generate_embedding_kernel(
     bool lengths) {
   const Call call;
   const Options options{bits, dimension, weighted, lengths};
-  auto kernel = wide_indices ? generate<std::int64_t>(wide_offsets, half_output, options)
-                             : generate<std::int32_t>(wide_offsets, half_output, options);
-  note_process_end<EmbeddingKernel>();
-  return kernel;
+  return wide_indices ? generate<std::int64_t>(wide_offsets, half_output, options)
+                      : generate<std::int32_t>(wide_offsets, half_output, options);
 }
 
 bool look_up_embedding(

@@ -31,7 +31,9 @@ struct Ends {
 fn each_fails_once(what: &str, mut work: impl FnMut() -> Result<()>) -> Ends {
     let failed = Shared::new();
     let mut ends = Ends::default();
-    for number in 1.. {
+    // Of many allocations fewer and fewer, unless the long mode asks for each.
+    let each = std::env::var_os("FBGEMM_RS_EACH_ALLOCATION").is_some();
+    for number in std::iter::successors(Some(1), |number| Some(number + if each { 1 } else { 1 + number / 12 })) {
         failed.set(0);
         let end = Fork::run(|| {
             let (result, count) = failing_allocation(number, failed.place(), &mut work);

@@ -96,7 +96,7 @@ fn resident() -> usize {
 fn serving() {
     const THREADS: usize = 8;
     const SAMPLES: usize = 400;
-    let calls = number("FBGEMM_RS_SOAK_CALLS", 100_000);
+    let calls = number("FBGEMM_RS_SOAK_CALLS", 1_000_000);
     let path = folder("faults-soak").join("model.safetensors");
     let layer = |i: usize| Linear::new(normal(64 * 64, i as u64, 0.2), Some(vec![0.1; 64]), 64, 64).unwrap();
     let new = || -> BTreeMap<String, Linear> { (0..6).map(|i| (format!("{i}"), layer(i))).collect() };
