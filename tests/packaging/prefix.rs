@@ -166,7 +166,8 @@ impl Both {
         let manifest = |name: &str, more: &str| {
             format!("[package]\nname = {name:?}\nversion = \"0.1.0\"\nedition = \"2024\"\n{more}")
         };
-        let mut more = format!("\n[workspace]\n\n[dependencies]\nfbgemm = {{ path = {ROOT:?} }}\n");
+        let mut more =
+            format!("\n[workspace]\n\n[dependencies]\nfbgemm = {{ path = {ROOT:?}, features = [\"download\"] }}\n");
         if by_dependency {
             more += "torch = { path = \"torch\" }\n\n[lib]\ncrate-type = [\"cdylib\"]\n";
             let library = "#[unsafe(no_mangle)]\npub extern \"C\" fn works() -> bool {\n    \

@@ -12,8 +12,9 @@ use fbgemm_testkit::random::normal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+/// This process's own: others, limited to lesser instruction sets, run the same tests meanwhile.
 fn folder(name: &str) -> PathBuf {
-    empty_folder(Path::new(env!("CARGO_TARGET_TMPDIR")).join("recurrent").join(name))
+    empty_folder(Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("recurrent-{name}-{}", std::process::id())))
 }
 
 #[derive(Clone, Modules)]

@@ -7,8 +7,9 @@ use fbgemm_testkit::files::{empty_folder, golden_folder};
 use fbgemm_testkit::speech::{G2p, Listening, MELS, Vad, VoiceEncoder, conversation, mel_spectrum, read_wav};
 use std::path::{Path, PathBuf};
 
+/// This process's own: others, limited to lesser instruction sets, run the same tests meanwhile.
 fn folder(name: &str) -> PathBuf {
-    empty_folder(Path::new(env!("CARGO_TARGET_TMPDIR")).join("speech").join(name))
+    empty_folder(Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("speech-{name}-{}", std::process::id())))
 }
 
 fn stored(name: &str, tensor: &str) -> Vec<f32> {
