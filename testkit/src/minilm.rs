@@ -291,3 +291,15 @@ fn attend(query: &Matrix, key: &Matrix, value: &Matrix) -> fbgemm::Result<Matrix
     }
     Ok(result)
 }
+
+/// The token ids of one of the texts that encoders are timed on, of so many tokens, or of 8 to 128:
+/// `encoder/benches/peers.py` has the same.
+pub fn timed_text(length: Option<usize>, text: usize) -> Vec<u32> {
+    let length = length.unwrap_or(8 + text * 53 % 121);
+    let id = |i: usize| match i {
+        0 => 101,
+        _ if i + 1 == length => 102,
+        _ => (1000 + (text * 131 + i * 7919) % 20_000) as u32,
+    };
+    (0..length).map(id).collect()
+}

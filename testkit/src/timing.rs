@@ -61,6 +61,29 @@ pub fn quartiles(values: &mut [f64]) -> [f64; 3] {
     })
 }
 
+/// Seconds of a call by the clock, and of all this process's threads' processor time: the least of so many samples, each of
+/// calls until they take `sample` together.
+pub fn least(samples: usize, sample: Duration, mut call: impl FnMut()) -> [f64; 2] {
+    let mut best = [f64::MAX; 2];
+    for _ in 0..samples {
+        let (start, before, mut calls) = (Instant::now(), processor_time(), 0);
+        while calls == 0 || start.elapsed() < sample {
+            call();
+            calls += 1;
+        }
+        let each = |seconds: f64| seconds / f64::from(calls);
+        best[0] = best[0].min(each(start.elapsed().as_secs_f64()));
+        best[1] = best[1].min(each(processor_time() - before));
+    }
+    best
+}
+
+/// Of all threads of this process, in seconds.
+fn processor_time() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

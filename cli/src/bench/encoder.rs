@@ -9,10 +9,12 @@ use super::result::{EncoderCase, EncoderRun, EncoderTiming, Machine};
 use crate::table::aligned;
 use fbgemm_encoder::{Encoder, EncoderOptions, Pooling, Tokens};
 use fbgemm_testkit::fetch;
+use fbgemm_testkit::minilm::timed_text;
+use fbgemm_testkit::timing::least;
 use indicatif::ProgressBar;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Tokens of each text; mixed ones have 8 to 128.
 const TOKENS: [&str; 4] = ["16", "64", "128", "mixed"];
@@ -51,7 +53,7 @@ pub fn run(
                 let mut embed = || pool.install(|| encoder.embed_tokens(&tokens, &mut output));
                 embed().map_err(|e| e.to_string())?;
                 let sample = if quick { Duration::ZERO } else { SAMPLE };
-                let (wall, processor) = least(samples, sample, || drop(embed()));
+                let [wall, processor] = least(samples, sample, || drop(embed()));
                 let ours = EncoderTiming { contender: OURS.to_string(), wall, processor };
                 let mut timings = vec![ours];
                 for (contender, embed) in &others {
@@ -64,7 +66,7 @@ pub fn run(
                     for calls in if length == "mixed" && texts > 8 { ways } else { &ways[..1] } {
                         let all = || calls.iter().try_for_each(|texts| embed(texts));
                         all()?;
-                        let (wall, processor) = least(samples.min(6), sample, || drop(all()));
+                        let [wall, processor] = least(samples.min(6), sample, || drop(all()));
                         better(&mut timings, EncoderTiming { contender: contender.to_string(), wall, processor });
                     }
                 }
@@ -113,42 +115,14 @@ fn better(timings: &mut Vec<EncoderTiming>, new: EncoderTiming) {
     }
 }
 
-/// The same as in `peers.py`: texts of so many tokens, or of 8 to 128.
+/// The texts of a call.
 fn tokens(length: Option<usize>, texts: usize) -> Tokens {
     let mut tokens = Tokens::new();
     for text in 0..texts {
-        let length = length.unwrap_or(8 + text * 53 % 121);
-        let id = |i: usize| match i {
-            0 => 101,
-            _ if i + 1 == length => 102,
-            _ => (1000 + (text * 131 + i * 7919) % 20_000) as u32,
-        };
-        let ids: Vec<u32> = (0..length).map(id).collect();
-        tokens.push(&ids, &vec![0; length]);
+        let ids = timed_text(length, text);
+        tokens.push(&ids, &vec![0; ids.len()]);
     }
     tokens
-}
-
-/// Seconds of a call by the clock and of the processor, the least of so many samples.
-fn least(samples: usize, sample: Duration, mut call: impl FnMut()) -> (f64, f64) {
-    let mut best = [f64::MAX; 2];
-    for _ in 0..samples {
-        let (start, before, mut calls) = (Instant::now(), processor_time(), 0);
-        while calls == 0 || start.elapsed() < sample {
-            call();
-            calls += 1;
-        }
-        let each = |seconds: f64| seconds / f64::from(calls);
-        best[0] = best[0].min(each(start.elapsed().as_secs_f64()));
-        best[1] = best[1].min(each(processor_time() - before));
-    }
-    (best[0], best[1])
-}
-
-/// Of all threads of this process, in seconds.
-fn processor_time() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 /// A peer's line. Of mixed texts the better of padding all and of sorting them counts.
