@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod cases;
+mod derive;
 mod encoder;
 mod files;
 mod mutate;
@@ -14,6 +15,7 @@ mod schemes;
 mod service;
 
 pub use cases::{case_file, cases};
+pub use derive::derive;
 pub use encoder::encoder;
 pub use files::files;
 pub use operators::operators;
@@ -24,8 +26,9 @@ pub use service::service;
 pub type Body = fn(&[u8]);
 
 /// All of them, by name.
-pub const BODIES: [(&str, Body); 6] = [
+pub const BODIES: [(&str, Body); 7] = [
     ("cases", cases),
+    ("derive", derive),
     ("encoder", encoder),
     ("files", files),
     ("operators", operators),

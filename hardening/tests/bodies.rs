@@ -38,6 +38,11 @@ fn case_files_of_any_content_are_read_or_refused() {
 }
 
 #[test]
+fn definitions_of_any_form_are_derived_or_refused() {
+    drive("derive", 20_000);
+}
+
+#[test]
 fn encoders_folders_of_any_content_are_opened_or_refused() {
     drive("encoder", 1500);
 }
