@@ -25,6 +25,11 @@ pub fn out_dir() -> PathBuf {
     PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"))
 }
 
+/// Whether rustc builds with this sanitizer, and links its runtime.
+pub fn rustc_sanitizes(sanitizer: &str) -> bool {
+    std::env::var("CARGO_CFG_SANITIZE").is_ok_and(|all| all.split(',').any(|one| one == sanitizer))
+}
+
 /// Whether a provider exists for the target, as cargo names it (`cfg!` would describe the host).
 pub fn target_has_fbgemm() -> bool {
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|v| v == value);

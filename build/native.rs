@@ -47,8 +47,7 @@ pub fn compile(provider: &Provider) -> Result<Built, String> {
         .define("BRIDGE_GENERATED", &generated)
         .define("FBGEMM_KIND", if provider.is_libtorch() { "libtorch" } else { "prefix" })
         .define("FBGEMM_ROOT", &provider.root)
-        // As gcc's -fsanitize takes them, for this crate's own tests; hardening/sanitize says how.
-        .define("FBGEMM_RS_SANITIZE", env::get("FBGEMM_RS_SANITIZE").unwrap_or_default())
+        .define("FBGEMM_RS_SANITIZE", sanitizers())
         .define("RESULTS", &out);
     if let Some(ninja) = &cmake.ninja {
         config.generator("Ninja").define("CMAKE_MAKE_PROGRAM", ninja);
@@ -134,6 +133,12 @@ pub fn link(provider: &Provider, built: &Built) -> Result<(), String> {
     for library in others {
         println!("cargo::rustc-link-lib=dylib={library}");
     }
+    // The compiler's runtimes, but for one that rustc links.
+    for (sanitizer, library) in [("address", "asan"), ("undefined", "ubsan")] {
+        if sanitizers().contains(sanitizer) && !env::rustc_sanitizes(sanitizer) {
+            println!("cargo::rustc-link-lib=dylib={library}");
+        }
+    }
     for folder in &shared {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
     }
@@ -156,6 +161,11 @@ pub fn link(provider: &Provider, built: &Built) -> Result<(), String> {
         println!("cargo::metadata=rpath_{i}={}", folder.display());
     }
     Ok(())
+}
+
+/// For the C++ half, as gcc's -fsanitize takes them: for this crate's own tests, by hardening/sanitize.
+fn sanitizers() -> String {
+    env::get("FBGEMM_RS_SANITIZE").unwrap_or_default()
 }
 
 /// The folders of these files, each once.

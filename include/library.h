@@ -18,5 +18,8 @@ rust::String own_path();
 
 /// Throws what is not a std::exception: the test of the bridge's own catch.
 void throw_unusual();
+/// Has FBGEMM's kernels use another instruction set from now on. For a test, since a static FBGEMM's own function is seen
+/// by the bridge alone.
+void force_instruction_set(fbgemm::inst_set_t isa);
 
 }  // namespace fbgemm_rs

@@ -465,11 +465,6 @@ mod tests {
     #[test]
     #[ignore = "changes what FBGEMM uses in its process"]
     fn changing_the_instruction_set() {
-        use crate::ffi::types::inst_set_t;
-        unsafe extern "C" {
-            #[link_name = "_ZN6fbgemm14fbgemmForceIsaENS_10inst_set_tE"]
-            fn force_isa(isa: inst_set_t);
-        }
         let before = crate::cpu_support().unwrap();
         if before == Isa::Avx2 {
             println!("NOT RUN: this CPU has no other instruction set to change to");
@@ -479,7 +474,7 @@ mod tests {
         let packed = weight.pack().unwrap();
         let fp16 = crate::pack_matrix_fp16(&[1.0, -1.0, 0.5, 0.25], 2, 2).unwrap();
         // SAFETY: this process runs one test in one thread, so nothing reads FBGEMM's global meanwhile.
-        unsafe { force_isa(inst_set_t::avx2) };
+        unsafe { crate::ffi::library::use_avx2() };
         let error = crate::linear_int8_weight(&[1.0, 2.0], &weight, &packed, None).unwrap_err();
         let changed = Error::InstructionSetChanged { packed: before, now: Isa::Avx2 };
         assert_eq!(error, changed);

@@ -38,4 +38,8 @@ void throw_unusual() {
   throw 42;
 }
 
+void force_instruction_set(fbgemm::inst_set_t isa) {
+  fbgemm::fbgemmForceIsa(isa);
+}
+
 }  // namespace fbgemm_rs

@@ -9,7 +9,7 @@ pub(crate) const TARGET: std::result::Result<(), &str> = Ok(());
 
 #[cxx::bridge(namespace = "fbgemm_rs")]
 mod bridge {
-    // SAFETY: each takes no argument, and may be called at any time on any CPU.
+    // SAFETY: each takes no argument, and may be called at any time on any CPU, but for the one that says otherwise.
     unsafe extern "C++" {
         include!("fbgemm/include/library.h");
 
@@ -23,6 +23,11 @@ mod bridge {
         fn own_path() -> Result<String>;
         #[allow(dead_code)] // only a test asks for it
         fn throw_unusual() -> Result<()>;
+        /// # Safety
+        ///
+        /// No other thread may use FBGEMM meanwhile, which reads this without a lock.
+        #[allow(dead_code)] // only a test asks for it
+        unsafe fn force_instruction_set(isa: InstructionSet) -> Result<()>;
     }
 }
 
@@ -51,6 +56,17 @@ pub(crate) fn library_path() -> Result<String> {
 /// The file that this crate was loaded from.
 pub(crate) fn own_path() -> Result<String> {
     bridge::own_path().map_err(failed("dladdr"))
+}
+
+/// Has FBGEMM use AVX2 from now on, as another user of it in the process could.
+///
+/// # Safety
+///
+/// No other thread uses FBGEMM meanwhile.
+#[cfg(test)]
+pub(crate) unsafe fn use_avx2() {
+    // SAFETY: the caller's.
+    unsafe { bridge::force_instruction_set(inst_set_t::avx2) }.unwrap();
 }
 
 #[cfg(test)]

@@ -150,7 +150,9 @@ fn serving() {
         errors.load(Ordering::Relaxed)
     );
     assert_eq!(errors.into_inner(), 0);
-    assert!(last < first * 1.01, "{first} MB to {last} MB");
+    // 1 %; of the 20 MB of a process without libtorch, what the C library's allocator takes until each thread has met each
+    // change: 0.4 MB as much for 400 changes as for 4000.
+    assert!(last < first + (first * 0.01).max(1.0), "{first} MB to {last} MB");
     drop(model);
     assert_eq!((PackedMatrix::live(), PackedMatrixFp16::live()), (0, 0));
 }

@@ -1,7 +1,8 @@
 //! Builds with every provider and with none, and the programs shipped from them; builds that must refuse.
 
-use super::{ROOT, cargo, folder, in_crate, readme_block, text, user_crate};
+use super::{ROOT, cargo, folder, in_crate, readme_block, shared_target, text, user_crate};
 use fbgemm_testkit::process::succeed;
+use fbgemm_testkit::provider;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,6 +59,27 @@ fn assert_ships(user: &Path, variables: &[(&str, OsString)], provider: &str, nee
     std::fs::copy(ship.join("my-service"), stripped.join("my-service")).unwrap();
     let mut program = Command::new(stripped.join("my-service"));
     assert_works(&succeed(program.env_clear().env("LD_LIBRARY_PATH", ship.join("lib"))), provider);
+}
+
+/// With the archives of the compiler's libraries, as the README says, a static prefix gives one file that needs glibc alone.
+#[test]
+#[ignore = "builds other crates: run by cargo test --workspace -- --ignored builds_"]
+fn builds_one_file_of_a_static_prefix_and_the_compilers_archives() {
+    if !provider::is_static() {
+        let test = "builds_one_file_of_a_static_prefix_and_the_compilers_archives";
+        return provider::not_run(test, "FBGEMM_ROOT with a static FBGEMM");
+    }
+    let user = user_crate("user-one-file", r#""download""#);
+    let mut script = in_crate("sh", &user);
+    script.args(["-ec", &readme_block("<!-- a test runs this as it is, where FBGEMM_ROOT is such a prefix -->")]);
+    succeed(script.env("FBGEMM_ROOT", fbgemm::provider().unwrap().root));
+
+    let program = shared_target().join("release/my-service");
+    let needed = succeed(Command::new("readelf").arg("-d").arg(&program));
+    let needed: Vec<&str> = needed.lines().filter(|line| line.contains("(NEEDED)")).collect();
+    let of_glibc = |line: &&str| ["[libc.so", "[libm.so", "[ld-linux"].iter().any(|name| line.contains(name));
+    assert!(!needed.is_empty() && needed.iter().all(of_glibc), "{needed:#?}");
+    assert_works(&succeed(Command::new(program).env_clear()), "prefix");
 }
 
 /// One test, as the builds wait for each other anyway and each step reuses what the last one built.
