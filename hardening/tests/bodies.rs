@@ -1,9 +1,11 @@
 //! Each body with made-up bytes, for a bounded number of times: `FBGEMM_RS_FUZZ_CASES` has more of them tried, and other
-//! ones with another `FBGEMM_RS_FUZZ_SEED`.
+//! ones with another `FBGEMM_RS_FUZZ_SEED`. `FBGEMM_RS_FUZZ_CORPUS` names a folder of cargo-fuzz's corpora, whose files are
+//! tried first.
 
 use fbgemm_hardening::{BODIES, Body};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use std::path::Path;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|set| set.parse().unwrap_or_else(|_| panic!("{variable}={set} is no number")))
@@ -12,6 +14,13 @@ fn number(variable: &str) -> Option<u64> {
 /// Tries a body so often. What ends it is made as small as it can be, and told.
 fn drive(name: &str, cases: u32) {
     let (_, body): (_, Body) = *BODIES.iter().find(|(known, _)| *known == name).unwrap();
+    if let Some(corpora) = std::env::var_os("FBGEMM_RS_FUZZ_CORPUS") {
+        let corpus = Path::new(&corpora).join(name);
+        let files = std::fs::read_dir(&corpus).unwrap_or_else(|e| panic!("{}: {e}", corpus.display()));
+        for file in files {
+            body(&std::fs::read(file.unwrap().path()).unwrap());
+        }
+    }
     let cases = number("FBGEMM_RS_FUZZ_CASES").map_or(cases, |cases| cases as u32);
     let mut seed = [7; 32];
     seed[..8].copy_from_slice(&number("FBGEMM_RS_FUZZ_SEED").unwrap_or(0).to_le_bytes());

@@ -89,7 +89,9 @@ std::unique_ptr<EmbeddingKernel> generate(const Options& options) {
 
 template <typename Index, typename Offset>
 std::unique_ptr<EmbeddingKernel> generate(bool half_output, const Options& options) {
-  return half_output ? generate<Index, Offset, fbgemm::float16>(options) : generate<Index, Offset, float>(options);
+  // Outputs of 16 bits by the type that they have in every version: `float16` became a type of its own after 1.8, for
+  // which FBGEMM has no such kernels.
+  return half_output ? generate<Index, Offset, std::uint16_t>(options) : generate<Index, Offset, float>(options);
 }
 
 template <typename Index>

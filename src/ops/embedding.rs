@@ -362,6 +362,11 @@ pub fn pack_embedding(
     format: EmbeddingFormat,
 ) -> Result<EmbeddingTable<'static>> {
     let size = format.table_bytes(rows, dimension)?;
+    // Before the memory for as many rows as are claimed, whose elements can be more than a `usize` counts.
+    let expected = rows.saturating_mul(dimension);
+    if weight.len() != expected {
+        return Err(Error::WrongLength { what: "weight", given: weight.len(), expected });
+    }
     // FBGEMM never has to make do with what lies behind the last row.
     let mut bytes = embedding::memory_for(size.saturating_add(SLACK))?;
     pack_embedding_into(weight, dimension, format, &mut bytes[..size])?;

@@ -161,7 +161,7 @@ fn dimensions_that_there_are_not_are_refused() {
     }
     assert_eq!(
         pack(8, EmbeddingFormat::Int8),
-        Error::WrongLength { what: "output", given: 2 * 16, expected: 16 },
+        Error::WrongLength { what: "weight", given: 12, expected: 16 },
         "a row and a half of weights"
     );
     let error = EmbeddingTable::from_bytes(vec![0; 31], EmbeddingFormat::Int8, 2, 8).unwrap_err();
@@ -172,6 +172,19 @@ fn dimensions_that_there_are_not_are_refused() {
     for range in [8..41, 41..57, Range { start: 24, end: 8 }] {
         let error = EmbeddingTable::from_shared(bytes.clone(), range, EmbeddingFormat::Int8, 2, 8).unwrap_err();
         assert_eq!(error, Error::WrongLength { what: "table", given: 0, expected: 32 });
+    }
+}
+
+/// Before the memory for them is asked for, which there may not be.
+#[test]
+fn rows_beyond_what_the_weight_has_are_refused_whatever_they_would_take() {
+    for (rows, dimension, format) in [
+        (1 << 41, 4, EmbeddingFormat::Int8),
+        (isize::MAX as usize / ((1 << 18) + 4), 1 << 20, EmbeddingFormat::Int2), // elements beyond a usize
+    ] {
+        let error = fbgemm::pack_embedding(&[0.5; 4], rows, dimension, format).unwrap_err();
+        let expected = rows.saturating_mul(dimension);
+        assert_eq!(error, Error::WrongLength { what: "weight", given: 4, expected });
     }
 }
 
